@@ -1,0 +1,206 @@
+"""The rollout engine: prompts in, completions with log-probs and exact lengths out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+from tqdm import tqdm
+
+from r1parallel.config.schema import SamplingConfig
+from r1parallel.errors import UserError
+from r1parallel.generation.noise import uniforms
+from r1parallel.generation.sampling import Sampler
+from r1parallel.models.config import ModelConfig
+from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
+
+
+@dataclass
+class Completions:
+    """What N prompts were answered with. Slots past `lengths` hold the padding id and log-prob 0.
+
+    Attributes:
+        tokens: int32 [N, C]; the stop id that ended a completion is its last token.
+        lengths: int32 [N], at least 1.
+        logps: float32 [N, C], log-probs of the tokens under the model at temperature 1.
+        stopped: bool [N]; False: cut off at C tokens.
+    """
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+    logps: np.ndarray
+    stopped: np.ndarray
+
+    def ids(self, row: int) -> list[int]:
+        """The real tokens of one completion."""
+        return self.tokens[row, : self.lengths[row]].tolist()
+
+
+class NextToken(nn.Cell):
+    """One launch: run tokens through the model, write the cache, draw the next token from the last position."""
+
+    def __init__(self, model: Qwen2ForCausalLM, sampler: Sampler):
+        super().__init__(auto_prefix=False)
+        self.model, self.sampler = model, sampler
+        self.reshape, self.last = ops.Reshape(), ops.StridedSlice()
+
+    def construct(
+        self,
+        tokens_BS: Tensor,
+        slots_S: Tensor,
+        starts_B: Tensor,
+        uniform_B1: Tensor,
+        seen_BV: Tensor,
+        stop_bias_V: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        rows, queries = tokens_BS.shape
+        size = self.model.config.hidden_size
+        hidden_BSH = self.reshape(self.model.hidden(tokens_BS, slots_S, starts_B), (rows, queries, size))
+        last_BH = self.reshape(self.last(hidden_BSH, (0, queries - 1, 0), (rows, queries, size), (1, 1, 1)), (rows, size))
+        return self.sampler(self.model.logits(last_BH), uniform_B1, seen_BV, stop_bias_V)
+
+
+def right_aligned(prompts: Sequence[Sequence[int]], length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts pushed to the right end of `length` slots: tokens int32 [N, length] and first real slots int32 [N]."""
+    tokens = np.full((len(prompts), length), pad_id, np.int32)
+    starts = np.array([length - len(prompt) for prompt in prompts], np.int32)
+    for row, prompt in enumerate(prompts):
+        tokens[row, starts[row] :] = prompt
+    return tokens, starts
+
+
+class RolloutEngine:
+    """Batched sampling with a static cache: one graph for the prompts, one for every further token.
+
+    Args:
+        config: sizes of the model.
+        sampling: how tokens are drawn; `max_tokens` is C.
+        rows: B, prompts generated together.
+        prompt_length: P, slots for the prompt.
+        stop_ids: a completion ends with the first of these.
+        pad_id: fills unused slots; may be a stop id, masks come from lengths.
+
+    Raises:
+        UserError: P + C is more than the model's positions.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        sampling: SamplingConfig,
+        rows: int,
+        prompt_length: int,
+        stop_ids: Sequence[int],
+        pad_id: int,
+    ):
+        slots = prompt_length + sampling.max_tokens
+        if slots > config.max_position_embeddings:
+            raise UserError(
+                f"prompt length {prompt_length} + max_tokens {sampling.max_tokens} is more than the model's "
+                f"max_position_embeddings {config.max_position_embeddings}; shorten one of them"
+            )
+        self.config, self.sampling = config, sampling
+        self.rows, self.prompt_length, self.max_tokens = rows, prompt_length, sampling.max_tokens
+        self.stop_ids, self.pad_id = np.array(sorted(stop_ids), np.int32), pad_id
+        self.model = Qwen2ForCausalLM(config, slots, cache_rows=rows)
+        self._next_token = NextToken(self.model, Sampler(sampling, config.vocab_size))
+        self._next_token.set_train(False)
+        self._prompt_slots = Tensor(np.arange(prompt_length, dtype=np.int32))
+        self._slots = [Tensor(np.array([prompt_length + t], np.int32)) for t in range(self.max_tokens)]
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], seed: int, samples: Sequence[int], progress: bool = False
+    ) -> Completions:
+        """Answer every prompt.
+
+        Args:
+            prompts: N lists of ids, at most P long.
+            seed: of the run.
+            samples: N numbers that name the samples; (seed, sample) decides what is drawn.
+            progress: show a bar.
+
+        Raises:
+            UserError: a prompt is empty or longer than P.
+        """
+        for row, prompt in enumerate(prompts):
+            if not 0 < len(prompt) <= self.prompt_length:
+                raise UserError(f"prompt {row} has {len(prompt)} tokens; 1 to {self.prompt_length} are possible")
+        count = len(prompts)
+        result = Completions(
+            np.full((count, self.max_tokens), self.pad_id, np.int32),
+            np.zeros(count, np.int32),
+            np.zeros((count, self.max_tokens), np.float32),
+            np.zeros(count, bool),
+        )
+        batches = -(-count // self.rows)
+        with tqdm(
+            total=batches * self.max_tokens, desc="rollout", unit="step", leave=False, disable=not progress
+        ) as bar:
+            for first in range(0, count, self.rows):
+                self._generate_batch(result, prompts, seed, samples, first, bar)
+        return result
+
+    def _generate_batch(
+        self,
+        result: Completions,
+        prompts: Sequence[Sequence[int]],
+        seed: int,
+        samples: Sequence[int],
+        first: int,
+        bar: tqdm,
+    ) -> None:
+        """Fill rows `first` … of `result`. A short last batch is filled up with copies of its first prompt."""
+        real = min(self.rows, len(prompts) - first)
+        chosen = [first + row if row < real else first for row in range(self.rows)]
+        tokens, starts = right_aligned([prompts[i] for i in chosen], self.prompt_length, self.pad_id)
+        noise = uniforms(seed, [samples[i] for i in chosen], self.max_tokens)
+        seen = self._seen(tokens, starts)
+        drawn = np.full((self.rows, self.max_tokens), self.pad_id, np.int32)
+        logps = np.zeros((self.rows, self.max_tokens), np.float32)
+        lengths = np.full(self.rows, self.max_tokens, np.int32)
+        stopped = np.zeros(self.rows, bool)
+        device_starts, inputs, slots = Tensor(starts), Tensor(tokens), self._prompt_slots
+        for step in range(self.max_tokens):
+            token_B1, logp_B1 = self._next_token(
+                inputs,
+                slots,
+                device_starts,
+                Tensor(np.ascontiguousarray(noise[:, step : step + 1])),
+                Tensor(seen),
+                self._stop_bias(step),
+            )
+            drawn[:, step], logps[:, step] = token_B1.asnumpy()[:, 0], logp_B1.asnumpy()[:, 0]
+            ends = ~stopped & np.isin(drawn[:, step], self.stop_ids)
+            lengths[ends] = step + 1
+            stopped |= ends
+            bar.update(1)
+            if stopped[:real].all():
+                bar.update(self.max_tokens - step - 1)
+                break
+            if self.sampling.repetition_penalty != 1.0:
+                seen[np.arange(self.rows), drawn[:, step]] = 1.0
+            inputs, slots = token_B1, self._slots[step]
+        rows = slice(first, first + real)
+        inside = np.arange(self.max_tokens) < lengths[:real, None]
+        result.tokens[rows] = np.where(inside, drawn[:real], self.pad_id)
+        result.logps[rows] = np.where(inside, logps[:real], 0.0)
+        result.lengths[rows], result.stopped[rows] = lengths[:real], stopped[:real]
+
+    def _seen(self, tokens_BP: np.ndarray, starts_B: np.ndarray) -> np.ndarray:
+        """Which ids the prompts hold, float32 [B, V]; [1, 1] where nobody asks."""
+        if self.sampling.repetition_penalty == 1.0:
+            return np.zeros((1, 1), np.float32)
+        seen = np.zeros((self.rows, self.config.vocab_size), np.float32)
+        for row, start in enumerate(starts_B):
+            seen[row, tokens_BP[row, start:]] = 1.0
+        return seen
+
+    def _stop_bias(self, step: int) -> Tensor:
+        """What is added to the logits of step `step`, float32 [V]; [1] where no stop id is ever held back."""
+        if self.sampling.min_tokens == 0:
+            return Tensor(np.zeros(1, np.float32))
+        bias = np.zeros(self.config.vocab_size, np.float32)
+        if step < self.sampling.min_tokens:
+            bias[self.stop_ids] = -1e9
+        return Tensor(bias, ms.float32)

@@ -1,0 +1,82 @@
+"""From logits to a token, inside the graph. Shape letters: B rows, V vocabulary."""
+
+import mindspore as ms
+from mindspore import Tensor, nn, ops
+
+from r1parallel.config.schema import SamplingConfig
+
+_NEVER = -1e9  # logit of a token that must not be drawn
+
+
+class Sampler(nn.Cell):
+    """Draw one token a row by inverting the cumulative distribution at a given uniform number.
+
+    In this order: repetition penalty (Keskar et al. 2019), stop ids held back, temperature, top_k, top_p
+    (Holtzman et al. 2020). What the settings leave out is left out of the graph.
+
+    Args:
+        config: temperature 0 takes the most probable token.
+        vocab_size: V.
+    """
+
+    def __init__(self, config: SamplingConfig, vocab_size: int):
+        super().__init__()
+        self.temperature, self.penalty = config.temperature, config.repetition_penalty
+        self.top_k = config.top_k if 0 < config.top_k < vocab_size else 0
+        self.top_p = config.top_p if config.top_p < 1.0 else 0.0
+        self.holds_back = config.min_tokens > 0
+        self.vocab_size = vocab_size
+        self.argmax = ops.Argmax(-1, ms.int32)
+        self.softmax, self.exp, self.log = ops.Softmax(-1), ops.Exp(), ops.Log()
+        self.max, self.sum = ops.ReduceMax(keep_dims=True), ops.ReduceSum(keep_dims=True)
+        self.cumulative = ops.CumSum()
+        self.largest, self.sort = ops.TopK(sorted=True), ops.Sort(-1, descending=True)
+        self.select, self.cast, self.pick = ops.Select(), ops.Cast(), ops.GatherD()
+        self.less, self.less_equal, self.greater = ops.Less(), ops.LessEqual(), ops.Greater()
+        self.last = ops.StridedSlice()
+
+    def adjusted(self, logits_BV: Tensor, seen_BV: Tensor, stop_bias_V: Tensor) -> Tensor:
+        """Logits after penalty and held-back stop ids."""
+        if self.penalty != 1.0:
+            punished = self.select(
+                self.greater(logits_BV, 0.0), logits_BV / self.penalty, logits_BV * self.penalty
+            )
+            logits_BV = self.select(self.greater(seen_BV, 0.0), punished, logits_BV)
+        return logits_BV + stop_bias_V if self.holds_back else logits_BV
+
+    def truncated(self, logits_BV: Tensor) -> Tensor:
+        """Logits with everything outside top_k and top_p set to never."""
+        never_BV = ops.zeros_like(logits_BV) + _NEVER
+        if self.top_k:
+            values_BK, _ = self.largest(logits_BV, self.top_k)
+            kth_B1 = self.last(values_BK, (0, self.top_k - 1), (logits_BV.shape[0], self.top_k), (1, 1))
+            logits_BV = self.select(self.less(logits_BV, kth_B1), never_BV, logits_BV)
+        if self.top_p:
+            sorted_BV, _ = self.sort(logits_BV)
+            weights_BV = self.softmax(sorted_BV)
+            before_BV = self.cumulative(weights_BV, -1) - weights_BV
+            kept_BV = self.less(before_BV, self.top_p)
+            smallest_B1 = -self.max(-self.select(kept_BV, sorted_BV, -never_BV), -1)
+            logits_BV = self.select(self.less(logits_BV, smallest_B1), never_BV, logits_BV)
+        return logits_BV
+
+    def construct(
+        self, logits_BV: Tensor, uniform_B1: Tensor, seen_BV: Tensor, stop_bias_V: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The token, int32 [B, 1], and its log-prob under the model itself (temperature 1, nothing left out), [B, 1].
+
+        `seen_BV` (1 where a token occurred before) and `stop_bias_V` are read only where the settings need them.
+        """
+        adjusted_BV = self.adjusted(logits_BV, seen_BV, stop_bias_V)
+        if self.temperature == 0.0:
+            token_B1 = self.argmax(adjusted_BV).reshape((-1, 1))
+        else:
+            share_BV = self.softmax(self.truncated(adjusted_BV / self.temperature))
+            total_BV = self.cumulative(share_BV, -1)
+            rows = logits_BV.shape[0]
+            whole_B1 = self.last(total_BV, (0, self.vocab_size - 1), (rows, self.vocab_size), (1, 1))
+            passed_BV = self.cast(self.less_equal(total_BV, uniform_B1 * whole_B1), ms.float32)
+            token_B1 = self.cast(ops.minimum(self.sum(passed_BV, -1), self.vocab_size - 1.0), ms.int32)
+        shifted_BV = logits_BV - self.max(logits_BV, -1)
+        logp_B1 = self.pick(shifted_BV, 1, token_B1) - self.log(self.sum(self.exp(shifted_BV), -1))
+        return token_B1, logp_B1

@@ -1,0 +1,105 @@
+"""Grouped-query attention with rotary embedding, without and with a static cache.
+
+Shape letters: B rows, S queries, K keys, N heads, M key/value heads, G = N / M, D head size, T = B·S, H = N·D.
+"""
+
+import math
+
+import mindspore as ms
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.common.initializer import initializer
+
+from r1parallel.models.config import ModelConfig
+from r1parallel.models.layers import Linear
+
+
+class Rotate(nn.Cell):
+    """Rotary embedding (Su et al. 2021) in Hugging Face's order: the two halves of a head form the pairs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.split = ops.Split(-1, 2)
+        self.mul, self.sub, self.add = ops.Mul(), ops.Sub(), ops.Add()
+        self.join = ops.Concat(-1)
+
+    def construct(self, x_BNSD: Tensor, cos_B1SD: Tensor, sin_B1SD: Tensor) -> Tensor:
+        left, right = self.split(x_BNSD)
+        return self.join(
+            (
+                self.sub(self.mul(left, cos_B1SD), self.mul(right, sin_B1SD)),
+                self.add(self.mul(right, cos_B1SD), self.mul(left, sin_B1SD)),
+            )
+        )
+
+
+class Attention(nn.Cell):
+    """Softmax(q·kᵀ/√D + mask)·v over the keys of this very call."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        self.group = config.num_heads // config.num_kv_heads
+        self.wq = Linear(config.hidden_size, config.hidden_size, has_bias=True)
+        self.wk = Linear(config.hidden_size, config.kv_size, has_bias=True)
+        self.wv = Linear(config.hidden_size, config.kv_size, has_bias=True)
+        self.wo = Linear(config.hidden_size, config.hidden_size)
+        self.rotate = Rotate()
+        self.reshape = ops.Reshape()
+        self.to_heads, self.from_heads = ops.Transpose(), ops.Transpose()
+        self.scale = ops.Mul()
+        self.scores = ops.BatchMatMul(transpose_b=True)
+        self.add_mask = ops.Add()
+        self.softmax = ops.Softmax(-1)
+        self.weighted_sum = ops.BatchMatMul()
+        self.factor = 1.0 / math.sqrt(config.head_dim)
+
+    def heads(self, x_TX: Tensor, num_heads: int, rows: int, queries: int) -> Tensor:
+        """[T, num_heads·D] → [B, num_heads, S, D]."""
+        return self.to_heads(self.reshape(x_TX, (rows, queries, num_heads, self.head_dim)), (0, 2, 1, 3))
+
+    def keys_values(self, k_BMSD: Tensor, v_BMSD: Tensor, slots_S: Tensor) -> tuple[Tensor, Tensor]:
+        """The keys and values to attend to, [B, M, K, D] each."""
+        return k_BMSD, v_BMSD
+
+    def construct(
+        self, x_TH: Tensor, cos_B1SD: Tensor, sin_B1SD: Tensor, mask_B11SK: Tensor, slots_S: Tensor
+    ) -> Tensor:
+        rows, queries = cos_B1SD.shape[0], cos_B1SD.shape[2]
+        q = self.rotate(self.heads(self.wq(x_TH), self.num_heads, rows, queries), cos_B1SD, sin_B1SD)
+        k = self.rotate(self.heads(self.wk(x_TH), self.num_kv_heads, rows, queries), cos_B1SD, sin_B1SD)
+        v = self.heads(self.wv(x_TH), self.num_kv_heads, rows, queries)
+        k_BMKD, v_BMKD = self.keys_values(k, v, slots_S)
+        # The G query heads of one key head stand one below the other: no copy of k and v is made.
+        q = self.reshape(self.scale(q, self.factor), (rows, self.num_kv_heads, self.group * queries, self.head_dim))
+        scores = self.scores(q, k_BMKD)
+        scores = self.reshape(scores, (rows, self.num_kv_heads, self.group, queries, -1))
+        weights = self.softmax(self.add_mask(scores, mask_B11SK))
+        weights = self.reshape(weights, (rows, self.num_kv_heads, self.group * queries, -1))
+        mixed = self.weighted_sum(weights, v_BMKD)
+        mixed_BNSD = self.reshape(mixed, (rows, self.num_heads, queries, self.head_dim))
+        mixed_BSND = self.from_heads(mixed_BNSD, (0, 2, 1, 3))
+        return self.wo(self.reshape(mixed_BSND, (rows * queries, self.num_heads * self.head_dim)))
+
+
+class CachedAttention(Attention):
+    """The same over a static cache: this call's keys and values are written into their slots, then all slots are read.
+
+    Args:
+        config: sizes of the model.
+        rows: B, rows of the cache.
+        num_keys: K, slots of the cache.
+    """
+
+    def __init__(self, config: ModelConfig, rows: int, num_keys: int):
+        super().__init__(config)
+        # Slots first: one ScatterUpdate writes all rows, and it can be split over rows (dp) and key heads (tp).
+        shape = (num_keys, rows, config.num_kv_heads, config.head_dim)
+        self.key_cache = Parameter(initializer("zeros", shape, ms.float32), requires_grad=False)
+        self.value_cache = Parameter(initializer("zeros", shape, ms.float32), requires_grad=False)
+        self.write = ops.ScatterUpdate()
+        self.to_slots, self.from_slots = ops.Transpose(), ops.Transpose()
+
+    def keys_values(self, k_BMSD: Tensor, v_BMSD: Tensor, slots_S: Tensor) -> tuple[Tensor, Tensor]:
+        keys_KBMD = self.write(self.key_cache, slots_S, self.to_slots(k_BMSD, (2, 0, 1, 3)))
+        values_KBMD = self.write(self.value_cache, slots_S, self.to_slots(v_BMSD, (2, 0, 1, 3)))
+        return self.from_slots(keys_KBMD, (1, 2, 0, 3)), self.from_slots(values_KBMD, (1, 2, 0, 3))

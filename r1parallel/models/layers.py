@@ -1,0 +1,73 @@
+"""The plain layers. Shape letters: T rows (batch × sequence), H hidden, I in, O out, V vocabulary."""
+
+import mindspore as ms
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.common.initializer import initializer
+from mindspore.ops.auto_generate import SiLU  # the primitive; `ops` has the function only
+
+
+def _weight(shape: tuple[int, ...], init: str = "zeros") -> Parameter:
+    return Parameter(initializer(init, shape, ms.float32), name="weight")
+
+
+class Linear(nn.Cell):
+    """y_TO = x_TI · weight_OIᵀ + bias_O."""
+
+    def __init__(self, in_size: int, out_size: int, has_bias: bool = False):
+        super().__init__()
+        self.weight = _weight((out_size, in_size))
+        self.matmul = ops.MatMul(transpose_b=True)
+        self.has_bias = has_bias
+        if has_bias:
+            self.bias = Parameter(initializer("zeros", (out_size,), ms.float32), name="bias")
+            self.add = ops.Add()
+
+    def construct(self, x_TI: Tensor) -> Tensor:
+        y_TO = self.matmul(x_TI, self.weight)
+        return self.add(y_TO, self.bias) if self.has_bias else y_TO
+
+
+class RMSNorm(nn.Cell):
+    """y = x / √(mean(x²) + eps) · weight (Zhang and Sennrich 2019), x_TH."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = _weight((size,), "ones")
+        self.eps = eps
+        self.square = ops.Square()
+        self.mean = ops.ReduceMean(keep_dims=True)
+        self.add = ops.Add()
+        self.rsqrt = ops.Rsqrt()
+        self.normalize = ops.Mul()
+        self.scale = ops.Mul()
+
+    def construct(self, x_TH: Tensor) -> Tensor:
+        inverse_T1 = self.rsqrt(self.add(self.mean(self.square(x_TH), -1), self.eps))
+        return self.scale(self.normalize(x_TH, inverse_T1), self.weight)
+
+
+class Embedding(nn.Cell):
+    """Rows of embedding_weight_VH."""
+
+    def __init__(self, vocab_size: int, size: int):
+        super().__init__()
+        self.embedding_weight = Parameter(initializer("zeros", (vocab_size, size), ms.float32))
+        self.gather = ops.Gather()
+
+    def construct(self, ids_T: Tensor) -> Tensor:
+        return self.gather(self.embedding_weight, ids_T, 0)
+
+
+class FeedForward(nn.Cell):
+    """SwiGLU (Shazeer 2020): w2(silu(w1 x) · w3 x)."""
+
+    def __init__(self, size: int, inner_size: int):
+        super().__init__()
+        self.w1 = Linear(size, inner_size)
+        self.w2 = Linear(inner_size, size)
+        self.w3 = Linear(size, inner_size)
+        self.silu = SiLU()
+        self.gate = ops.Mul()
+
+    def construct(self, x_TH: Tensor) -> Tensor:
+        return self.w2(self.gate(self.silu(self.w1(x_TH)), self.w3(x_TH)))

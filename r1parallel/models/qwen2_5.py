@@ -1,0 +1,93 @@
+"""Qwen2.5 as MindSpore Cells. No line here knows of ranks: `parallel/parallelize.py` splits the operators from outside.
+
+Shape letters: B rows, S queries, K keys, T = B·S, H hidden, V vocabulary.
+"""
+
+from collections.abc import Callable
+
+from mindspore import Tensor, nn, ops
+
+from r1parallel.models.attention import Attention, CachedAttention
+from r1parallel.models.config import ModelConfig
+from r1parallel.models.geometry import Geometry
+from r1parallel.models.layers import Embedding, FeedForward, Linear, RMSNorm
+
+
+class Block(nn.Cell):
+    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
+
+    def __init__(self, config: ModelConfig, attention: Attention):
+        super().__init__()
+        self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.attention = attention
+        self.ffn_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.feed_forward = FeedForward(config.hidden_size, config.intermediate_size)
+        self.add_attention, self.add_feed_forward = ops.Add(), ops.Add()
+
+    def construct(self, x_TH: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, slots_S: Tensor) -> Tensor:
+        x_TH = self.add_attention(x_TH, self.attention(self.attention_norm(x_TH), cos, sin, mask, slots_S))
+        return self.add_feed_forward(x_TH, self.feed_forward(self.ffn_norm(x_TH)))
+
+
+class Qwen2Model(nn.Cell):
+    """Token ids → the last layer's normalised hidden states.
+
+    Args:
+        config: sizes of the model.
+        num_keys: K, slots that can be attended to.
+        make_attention: a block's attention; called once a layer.
+    """
+
+    def __init__(self, config: ModelConfig, num_keys: int, make_attention: Callable[[], Attention]):
+        super().__init__()
+        self.geometry = Geometry(config, num_keys)
+        self.tok_embeddings = Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.CellList([Block(config, make_attention()) for _ in range(config.num_layers)])
+        self.norm_out = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.reshape = ops.Reshape()
+
+    def construct(self, tokens_BS: Tensor, slots_S: Tensor, starts_B: Tensor) -> Tensor:
+        """tokens_BS, slots_S, starts_B int32 → hidden_TH."""
+        cos, sin, mask = self.geometry(slots_S, starts_B)
+        x_TH = self.tok_embeddings(self.reshape(tokens_BS, (-1,)))
+        for layer in self.layers:
+            x_TH = layer(x_TH, cos, sin, mask, slots_S)
+        return self.norm_out(x_TH)
+
+
+class Qwen2ForCausalLM(nn.Cell):
+    """The model with its head. `hidden` and `logits` are apart because few positions need logits.
+
+    Args:
+        config: sizes of the model.
+        num_keys: K, slots that can be attended to.
+        cache_rows: rows of the key/value cache; 0: no cache, a call attends to its own tokens (then S = K).
+    """
+
+    def __init__(self, config: ModelConfig, num_keys: int, cache_rows: int = 0):
+        super().__init__()
+        self.config = config
+
+        def make_attention() -> Attention:
+            return CachedAttention(config, cache_rows, num_keys) if cache_rows else Attention(config)
+
+        self.model = Qwen2Model(config, num_keys, make_attention)
+        self.tied = config.tie_word_embeddings
+        if self.tied:
+            self.tied_head = ops.MatMul(transpose_b=True)
+        else:
+            self.lm_head = Linear(config.hidden_size, config.vocab_size)
+
+    def hidden(self, tokens_BS: Tensor, slots_S: Tensor, starts_B: Tensor) -> Tensor:
+        """Hidden states, [T, H]."""
+        return self.model(tokens_BS, slots_S, starts_B)
+
+    def logits(self, hidden_TH: Tensor) -> Tensor:
+        """Logits of the given hidden states, [T, V]."""
+        if self.tied:
+            return self.tied_head(hidden_TH, self.model.tok_embeddings.embedding_weight)
+        return self.lm_head(hidden_TH)
+
+    def construct(self, tokens_BS: Tensor, slots_S: Tensor, starts_B: Tensor) -> Tensor:
+        """Logits of every position, [T, V]."""
+        return self.logits(self.hidden(tokens_BS, slots_S, starts_B))
