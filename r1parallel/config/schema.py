@@ -1,4 +1,4 @@
-"""Every configuration key, its type and its default: the one list that YAML, command line, checks and docs are made from.
+"""Every configuration key, its type and its default: YAML, command line, checks and docs are made from this list.
 
 Section and key names are those of mindrlhf where it has one. The comment behind a field is its help text.
 """
@@ -22,10 +22,10 @@ class OptimizerConfig:
     """AdamW (Loshchilov and Hutter 2019): decoupled weight decay, none on biases and norm weights."""
 
     type: str = "adamw"  # adamw is the only one
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.01
+    adam_beta1: float = 0.9  # decay of the mean of gradients
+    adam_beta2: float = 0.95  # decay of the mean of squared gradients
+    eps: float = 1e-8  # added to the root of the mean square
+    weight_decay: float = 0.01  # of matrices, each update, times lr
     max_grad_norm: float = 1.0  # gradients are scaled down to this global L2 norm; 0 turns it off
 
 
@@ -118,7 +118,7 @@ class RLConfig:
     chunk_size: int = 1  # prompts in one chunk
     num_iterations: int = 1  # optimizer passes over one step's completions
     epsilon_low: float = 0.2  # the ratio is clipped to [1 - epsilon_low, 1 + epsilon_high]
-    epsilon_high: float = 0.2
+    epsilon_high: float = 0.2  # see epsilon_low
     beta: float = 0.01  # weight of the KL term; 0: no reference model is kept
     resume_training: bool = False  # go on from the newest checkpoint in the run's folder
     save_strategy_dir: str = "./strategy/"  # strategy files of this run
@@ -159,14 +159,14 @@ class ContextConfig:
     device_id: int = 0  # which device of this host
     max_call_depth: int = 10000  # of graph compilation
     save_graphs: bool = False  # dump the compiler's graphs
-    save_graphs_path: str = "./graphs"
+    save_graphs_path: str = "./graphs"  # where they go
 
 
 @dataclass
 class MonitorConfig:
     """What a run shows and when it protects the host."""
 
-    progress_bar: bool = True
+    progress_bar: bool = True  # show progress on the terminal
     report: bool = True  # write report.html at the end
     num_samples: int = 4  # completions kept of each logged step
     host_memory_protection: bool = False  # stop, with a checkpoint, before the host runs out of memory

@@ -57,11 +57,15 @@ class NextToken(nn.Cell):
         rows, queries = tokens_BS.shape
         size = self.model.config.hidden_size
         hidden_BSH = self.reshape(self.model.hidden(tokens_BS, slots_S, starts_B), (rows, queries, size))
-        last_BH = self.reshape(self.last(hidden_BSH, (0, queries - 1, 0), (rows, queries, size), (1, 1, 1)), (rows, size))
+        last_BH = self.reshape(
+            self.last(hidden_BSH, (0, queries - 1, 0), (rows, queries, size), (1, 1, 1)), (rows, size)
+        )
         return self.sampler(self.model.logits(last_BH), uniform_B1, seen_BV, stop_bias_V)
 
 
-def right_aligned(prompts: Sequence[Sequence[int]], length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+def right_aligned(
+    prompts: Sequence[Sequence[int]], length: int, pad_id: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Prompts pushed to the right end of `length` slots: tokens int32 [N, length] and first real slots int32 [N]."""
     tokens = np.full((len(prompts), length), pad_id, np.int32)
     starts = np.array([length - len(prompt) for prompt in prompts], np.int32)
@@ -125,7 +129,9 @@ class RolloutEngine:
         """
         for row, prompt in enumerate(prompts):
             if not 0 < len(prompt) <= self.prompt_length:
-                raise UserError(f"prompt {row} has {len(prompt)} tokens; 1 to {self.prompt_length} are possible")
+                raise UserError(
+                    f"prompt {row} has {len(prompt)} tokens; 1 to {self.prompt_length} are possible"
+                )
         count = len(prompts)
         result = Completions(
             np.full((count, self.max_tokens), self.pad_id, np.int32),

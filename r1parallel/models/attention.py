@@ -37,7 +37,11 @@ class Attention(nn.Cell):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        self.num_heads, self.num_kv_heads, self.head_dim = (
+            config.num_heads,
+            config.num_kv_heads,
+            config.head_dim,
+        )
         self.group = config.num_heads // config.num_kv_heads
         self.wq = Linear(config.hidden_size, config.hidden_size, has_bias=True)
         self.wk = Linear(config.hidden_size, config.kv_size, has_bias=True)
@@ -70,7 +74,9 @@ class Attention(nn.Cell):
         v = self.heads(self.wv(x_TH), self.num_kv_heads, rows, queries)
         k_BMKD, v_BMKD = self.keys_values(k, v, slots_S)
         # The G query heads of one key head stand one below the other: no copy of k and v is made.
-        q = self.reshape(self.scale(q, self.factor), (rows, self.num_kv_heads, self.group * queries, self.head_dim))
+        q = self.reshape(
+            self.scale(q, self.factor), (rows, self.num_kv_heads, self.group * queries, self.head_dim)
+        )
         scores = self.scores(q, k_BMKD)
         scores = self.reshape(scores, (rows, self.num_kv_heads, self.group, queries, -1))
         weights = self.softmax(self.add_mask(scores, mask_B11SK))

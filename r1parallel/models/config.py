@@ -39,7 +39,14 @@ class ModelConfig:
     tie_word_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads"):
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+        ):
             if getattr(self, name) < 1:
                 raise UserError(f"model: {name} is {getattr(self, name)}; it must be at least 1")
         if self.hidden_size % self.num_heads:
@@ -66,7 +73,9 @@ class ModelConfig:
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name → shape of every parameter, in mindformers' names and Hugging Face's [out, in] order."""
         hidden, inner = self.hidden_size, self.intermediate_size
-        shapes: dict[str, tuple[int, ...]] = {"model.tok_embeddings.embedding_weight": (self.vocab_size, hidden)}
+        shapes: dict[str, tuple[int, ...]] = {
+            "model.tok_embeddings.embedding_weight": (self.vocab_size, hidden)
+        }
         for layer in range(self.num_layers):
             prefix = f"model.layers.{layer}."
             for part, size in (("wq", hidden), ("wk", self.kv_size), ("wv", self.kv_size)):
@@ -100,10 +109,13 @@ def load_model_config(path: str | Path) -> ModelConfig:
     if path.is_dir():
         path = path / "config.json" if (path / "config.json").exists() else path / "model.yaml"
     if not path.is_file():
-        raise UserError(f"{path}: no such model configuration; give a model.yaml or a Hugging Face config.json")
+        raise UserError(
+            f"{path}: no such model configuration; give a model.yaml or a Hugging Face config.json"
+        )
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        raw = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path}: not readable as YAML or JSON: {error}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected keys and values")
@@ -120,7 +132,9 @@ def _from_ours(raw: dict, path: Path) -> ModelConfig:
 
 def _from_hf(raw: dict, path: Path) -> ModelConfig:
     if raw.get("model_type") != "qwen2":
-        raise UserError(f"{path}: model_type is {raw.get('model_type')!r}; only 'qwen2' (Qwen2, Qwen2.5) is supported")
+        raise UserError(
+            f"{path}: model_type is {raw.get('model_type')!r}; only 'qwen2' (Qwen2, Qwen2.5) is supported"
+        )
     if raw.get("hidden_act", "silu") != "silu":
         raise UserError(f"{path}: hidden_act is {raw['hidden_act']!r}; only 'silu' is supported")
     if raw.get("use_sliding_window"):
@@ -141,7 +155,9 @@ def _build(values: dict, path: Path) -> ModelConfig:
         if kinds[key] in (float, "float") and isinstance(value, int | float) and not isinstance(value, bool):
             values = {**values, key: float(value)}
         elif type(value).__name__ != getattr(kinds[key], "__name__", kinds[key]):
-            raise UserError(f"{path}: {key} is {value!r}; expected {getattr(kinds[key], '__name__', kinds[key])}")
+            raise UserError(
+                f"{path}: {key} is {value!r}; expected {getattr(kinds[key], '__name__', kinds[key])}"
+            )
     try:
         return ModelConfig(**values)
     except TypeError as error:
@@ -150,6 +166,10 @@ def _build(values: dict, path: Path) -> ModelConfig:
         raise UserError(f"{path}: {error}") from None
 
 
-def write_model_config(config: ModelConfig, path: str | Path, dtype: str = "float32", **token_ids: int | list[int]) -> None:
+def write_model_config(
+    config: ModelConfig, path: str | Path, dtype: str = "float32", **token_ids: int | list[int]
+) -> None:
     """Write a Hugging Face config.json; `token_ids` are bos_token_id, eos_token_id and the like."""
-    Path(path).write_text(json.dumps({**config.to_hf(), "torch_dtype": dtype, **token_ids}, indent=2) + "\n", encoding="utf-8")
+    Path(path).write_text(
+        json.dumps({**config.to_hf(), "torch_dtype": dtype, **token_ids}, indent=2) + "\n", encoding="utf-8"
+    )

@@ -68,7 +68,11 @@ class CompletionLogps(nn.Cell):
         self.token_logps = TokenLogps(model, rows * completion_length)
         self.rows, self.prompt_length, self.completion_length = rows, prompt_length, completion_length
         self.slots = Tensor(np.arange(prompt_length + completion_length, dtype=np.int32))
-        self.reshape, self.slice_hidden, self.slice_tokens = ops.Reshape(), ops.StridedSlice(), ops.StridedSlice()
+        self.reshape, self.slice_hidden, self.slice_tokens = (
+            ops.Reshape(),
+            ops.StridedSlice(),
+            ops.StridedSlice(),
+        )
 
     def construct(self, tokens_BS: Tensor, starts_B: Tensor) -> Tensor:
         """tokens_BS int32, starts_B int32 → logps_BC fp32. Slots past a completion's end hold values without meaning."""

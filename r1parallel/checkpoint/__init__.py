@@ -1,0 +1,1 @@
+"""Checkpoints: names, files, conversion, slices, and the state of a run."""

@@ -1,0 +1,47 @@
+"""A model's values from any checkpoint that holds them whole, under whichever names."""
+
+from pathlib import Path
+
+import numpy as np
+
+from r1parallel.checkpoint.dtypes import cast
+from r1parallel.checkpoint.names import from_hf
+from r1parallel.checkpoint.tensor_file import open_checkpoint
+from r1parallel.errors import UserError
+from r1parallel.models.config import ModelConfig, load_model_config
+
+_HF_EMBEDDING = "model.embed_tokens.weight"
+
+
+def read_model(path: str | Path, config: ModelConfig) -> dict[str, np.ndarray]:
+    """Name → fp32 array of every parameter.
+
+    Args:
+        path: a Hugging Face folder, a folder of ours, a folder with rank_0 alone, or one .safetensors file.
+        config: which names and shapes to expect.
+
+    Raises:
+        UserError: damaged file; a tensor is missing, extra or mis-shaped.
+    """
+    checkpoint = open_checkpoint(path)
+    names = {name: name for name in checkpoint}
+    if _HF_EMBEDDING in checkpoint:
+        head_is_copy = config.tie_word_embeddings and "lm_head.weight" in checkpoint
+        names = {
+            from_hf(name): name for name in checkpoint if not (head_is_copy and name == "lm_head.weight")
+        }
+    shapes = config.parameter_shapes()
+    for name in sorted(set(shapes) ^ set(names)):
+        kind = "is missing" if name in shapes else "does not belong to this model"
+        raise UserError(f"{path}: tensor {names.get(name, name)} {kind}; does the model configuration fit?")
+    for name, shape in shapes.items():
+        if checkpoint[names[name]].shape != shape:
+            found = checkpoint[names[name]].shape
+            raise UserError(f"{path}: tensor {names[name]} has shape {found}, the model wants {shape}")
+    return {name: cast(checkpoint[names[name]].read(), "F32", name) for name in shapes}
+
+
+def config_beside(path: str | Path) -> ModelConfig:
+    """The config.json or model.yaml in a checkpoint's folder."""
+    path = Path(path)
+    return load_model_config(path if path.is_dir() else path.parent)

@@ -1,0 +1,57 @@
+"""The files beside the weights: config.json and the tokenizer's, which every copy of a checkpoint keeps."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from r1parallel.checkpoint.dtypes import CONFIG_DTYPES
+from r1parallel.models.config import load_model_config
+
+CONFIG_FILE = "config.json"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "generation_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
+
+def copy_side_files(src: Path, dst: Path) -> None:
+    """Copy config.json and the tokenizer's files, those that are there, from one folder into another."""
+    for name in (CONFIG_FILE, *TOKENIZER_FILES):
+        if (src / name).is_file():
+            temporary = dst / f"{name}.tmp-{os.getpid()}"
+            shutil.copyfile(src / name, temporary)
+            os.replace(temporary, dst / name)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a folder, or what it would be where the folder has a model.yaml only.
+
+    Raises:
+        UserError: the folder has neither, or it does not describe a Qwen2 model.
+    """
+    sizes = load_model_config(folder).to_hf()
+    if not (folder / CONFIG_FILE).is_file():
+        return sizes
+    return dict(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")))
+
+
+def write_config(config: dict[str, Any], folder: Path, dtypes: set[str]) -> None:
+    """Write the config.json of a checkpoint whose weights are stored in `dtypes` (header names).
+
+    `torch_dtype` (and `dtype`, as newer transformers call it) become the weights' type, where they have only one.
+    """
+    if len(dtypes) == 1:
+        torch_dtype = CONFIG_DTYPES[next(iter(dtypes))]
+        config = {**config, "torch_dtype": torch_dtype, **({"dtype": torch_dtype} if "dtype" in config else {})}
+    temporary = folder / f"{CONFIG_FILE}.tmp-{os.getpid()}"
+    temporary.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, folder / CONFIG_FILE)

@@ -1,0 +1,237 @@
+"""Refuse what cannot work before anything is loaded: one small function for each rule."""
+
+import math
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+from pathlib import Path
+
+from r1parallel.config.limits import check_limits, values_of
+from r1parallel.config.schema import ParallelConfig, RunConfig
+from r1parallel.errors import UserError
+
+# What each command cannot do without, and how users usually give it.
+_GRPO_NEEDS = {
+    "rl_config.dataset_file": "--dataset_file",
+    "rl_config.tokenizer_dir": "--tokenizer_dir",
+    "actor_config.load": "--actor_checkpoint_path",
+    "actor_config.model_config": "--actor_config.model_config",
+}
+_SFT_NEEDS = {  # without actor_config.load training starts from random weights
+    "sft_config.dataset_file": "--dataset_file",
+    "sft_config.tokenizer_dir": "--tokenizer_dir",
+    "actor_config.model_config": "--actor_config.model_config",
+}
+_PREDICT_NEEDS = {
+    "generate_config.load": "--generate_config.load",
+    "generate_config.model_config": "--generate_config.model_config",
+}
+# Sampling that leaves the policy's own distribution as it is.
+_ON_POLICY = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0, "min_tokens": 0}
+_FILES = ("rl_config.dataset_file", "sft_config.dataset_file", "sft_config.eval_dataset_file")
+_FOLDERS = ("rl_config.tokenizer_dir", "sft_config.tokenizer_dir", "generate_config.tokenizer_dir")
+_FILES_OR_FOLDERS = (
+    "actor_config.load",
+    "actor_config.model_config",
+    "ref_config.load",
+    "generate_config.load",
+    "generate_config.model_config",
+)
+
+
+def check_config(config: RunConfig, sections: Sequence[str], world_size: int) -> None:
+    """Check the values of `sections` against each other and against `world_size`, the number of processes.
+
+    Raises:
+        UserError: the first value that cannot work, with its key and what would work.
+
+    """
+    _check_needed_keys(config, sections)
+    check_limits(config, sections)
+    _check_layouts(config, sections, world_size)
+    for section, check in _CHECKS:
+        if section in sections:
+            check(config)
+
+
+def check_paths(config: RunConfig, sections: Sequence[str]) -> None:
+    """Check that every file and folder that `sections` name exists.
+
+    Raises:
+        UserError: the first one that is missing, with its key.
+
+    """
+    kinds: tuple[tuple[Sequence[str], str, Callable[[Path], bool]], ...] = (
+        (_FILES, "file", Path.is_file),
+        (_FOLDERS, "folder", Path.is_dir),
+        (_FILES_OR_FOLDERS, "file or folder", Path.exists),
+    )
+    for keys, kind, exists in kinds:
+        for key, path in values_of(config, sections, keys):
+            if path and not exists(Path(path)):
+                raise UserError(f"{key}: {path}: no such {kind}; a relative path starts at {Path.cwd()}")
+
+
+def _check_needed_keys(config: RunConfig, sections: Sequence[str]) -> None:
+    if "rl_config" in sections:
+        needs = _GRPO_NEEDS
+    elif "sft_config" in sections:
+        needs = _SFT_NEEDS
+    else:
+        needs = _PREDICT_NEEDS
+    for key, flag in needs.items():
+        if not attrgetter(key)(config):
+            raise UserError(f"{key} is empty; set it in the YAML file or with {flag}")
+
+
+def _check_layouts(config: RunConfig, sections: Sequence[str], world_size: int) -> None:
+    keys = [f"{section}.parallel_config" for section in ("actor_config", "ref_config", "generate_config")]
+    layouts = values_of(config, sections, keys)
+    for key, layout in layouts:
+        for name in ("data_parallel", "model_parallel", "pipeline_stage", "micro_batch_num"):
+            if attrgetter(name)(layout) < 1:
+                raise UserError(f"{key}.{name} is {attrgetter(name)(layout)}; it must be at least 1")
+    (main_key, main), *others = layouts  # the actor where there is one, else the generator
+    if _processes(main) != world_size:
+        raise UserError(
+            f"{main_key}: {_product(main)}, but the number of processes is {world_size}; "
+            f"start {_processes(main)} processes or change the layout"
+        )
+    for key, layout in others:
+        if world_size % _processes(layout):
+            raise UserError(f"{key}: {_product(layout)}, which does not divide the {world_size} processes; change it")
+
+
+def _processes(layout: ParallelConfig) -> int:
+    return layout.data_parallel * layout.model_parallel * layout.pipeline_stage
+
+
+def _product(layout: ParallelConfig) -> str:
+    return (
+        f"data_parallel {layout.data_parallel} * model_parallel {layout.model_parallel} * "
+        f"pipeline_stage {layout.pipeline_stage} = {_processes(layout)}"
+    )
+
+
+def _check_pipeline(config: RunConfig) -> None:
+    layout = config.actor_config.parallel_config
+    if layout.pipeline_stage > 1 and layout.micro_batch_num < layout.pipeline_stage:
+        raise UserError(
+            f"actor_config.parallel_config.micro_batch_num is {layout.micro_batch_num}; a pipeline of "
+            f"{layout.pipeline_stage} stages needs at least {layout.pipeline_stage}"
+        )
+
+
+def _check_schedule(config: RunConfig) -> None:
+    schedule = config.actor_config.lr_schedule
+    if schedule.warmup_step > schedule.decay_steps:
+        raise UserError(
+            f"actor_config.lr_schedule.warmup_step is {schedule.warmup_step}, more than decay_steps "
+            f"{schedule.decay_steps}; the warm-up is a part of the decay_steps"
+        )
+    if schedule.min_lr > schedule.lr:
+        raise UserError(f"actor_config.lr_schedule.min_lr is {schedule.min_lr}, more than lr {schedule.lr}; lower it")
+
+
+def _check_rewards(config: RunConfig) -> None:
+    rewards = config.reward_config
+    functions, weights = len(rewards.verifier_function), len(rewards.verifier_weight)
+    if functions == 0:
+        raise UserError("reward_config.verifier_function is empty; name at least one reward function")
+    if functions != weights:
+        raise UserError(
+            f"reward_config.verifier_weight has {weights} numbers for {functions} functions "
+            f"({', '.join(rewards.verifier_function)}); give one for each"
+        )
+
+
+def _check_stop_ids(config: RunConfig) -> None:
+    sampling = config.generate_config.sampling_config
+    if any(token < 0 for token in sampling.eos_token_id):
+        raise UserError(f"generate_config.sampling_config.eos_token_id is {sampling.eos_token_id}; ids start at 0")
+    if sampling.pad_token_id < -1:
+        raise UserError(
+            f"generate_config.sampling_config.pad_token_id is {sampling.pad_token_id}; "
+            "give an id, or -1 for the tokenizer's"
+        )
+    if sampling.min_tokens > sampling.max_tokens:
+        raise UserError(
+            f"generate_config.sampling_config.min_tokens is {sampling.min_tokens}, "
+            f"more than max_tokens {sampling.max_tokens}; lower it"
+        )
+
+
+def _check_on_policy(config: RunConfig) -> None:
+    sampling = vars(config.generate_config.sampling_config)
+    for name, needed in _ON_POLICY.items():
+        if sampling[name] != needed:
+            raise UserError(
+                f"generate_config.sampling_config.{name} is {sampling[name]}; GRPO needs {needed}: "
+                "training on samples that were not drawn from the policy biases the ratio"
+            )
+
+
+def _check_group(config: RunConfig) -> None:
+    if config.rl_config.num_generations < 2:
+        raise UserError(
+            f"rl_config.num_generations is {config.rl_config.num_generations}; an advantage compares "
+            "completions of one prompt, so it must be at least 2"
+        )
+
+
+def _check_lengths(config: RunConfig) -> None:
+    prompt = config.generate_config.max_prompt_length
+    completion = config.generate_config.sampling_config.max_tokens
+    if prompt + completion > config.rl_config.seq_length:
+        raise UserError(
+            f"rl_config.seq_length is {config.rl_config.seq_length}, but generate_config.max_prompt_length "
+            f"{prompt} + sampling_config.max_tokens {completion} = {prompt + completion}; "
+            "raise it or lower one of the two"
+        )
+
+
+def _check_batches(config: RunConfig) -> None:
+    """Every completion of a step is trained on once, so batches must use them up exactly."""
+    rl, actor = config.rl_config, config.actor_config.parallel_config
+    generators = config.generate_config.parallel_config.data_parallel
+    one_rollout = rl.chunk_size * generators * rl.num_generations
+    completions = one_rollout * rl.num_rollouts
+    made = (
+        f"one step makes chunk_size {rl.chunk_size} * generator's data_parallel {generators} * num_rollouts "
+        f"{rl.num_rollouts} * num_generations {rl.num_generations} = {completions} completions"
+    )
+    batch = rl.batch_size * actor.data_parallel * actor.micro_batch_num
+    if completions % batch:
+        step = batch // math.gcd(batch, one_rollout)
+        works = _around(rl.num_rollouts, range(step, rl.num_rollouts + step + 1, step))
+        raise UserError(
+            f"{made}, no multiple of the training batch: batch_size {rl.batch_size} * actor's data_parallel "
+            f"{actor.data_parallel} * micro_batch_num {actor.micro_batch_num} = {batch}; "
+            f"rl_config.num_rollouts {works} would do"
+        )
+    rows = {
+        "ref_config.ref_model_batch_size": config.ref_config.ref_model_batch_size,
+        "generate_config.infer_model_batch_size": config.generate_config.infer_model_batch_size,
+    }
+    for key, size in rows.items():
+        if completions % size:
+            divisors = [number for number in range(1, completions + 1) if completions % number == 0]
+            raise UserError(f"{made}, no multiple of {key} {size}; {_around(size, divisors)} would do")
+
+
+def _around(value: int, working: Sequence[int]) -> str:
+    """The nearest working numbers below and above `value`."""
+    below = [number for number in working if number < value][-1:]
+    above = [number for number in working if number > value][:1]
+    return " or ".join(str(number) for number in below + above)
+
+
+_CHECKS: tuple[tuple[str, Callable[[RunConfig], None]], ...] = (
+    ("actor_config", _check_pipeline),
+    ("actor_config", _check_schedule),
+    ("reward_config", _check_rewards),
+    ("generate_config", _check_stop_ids),
+    ("rl_config", _check_on_policy),
+    ("rl_config", _check_group),
+    ("rl_config", _check_lengths),
+    ("rl_config", _check_batches),
+)

@@ -1,0 +1,80 @@
+"""Prompts from a file, completions into a file."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from r1parallel.data.templates import render
+from r1parallel.errors import UserError
+from r1parallel.generation.answer import Answerer
+
+
+def read_prompts(path: str | Path) -> list[str]:
+    """The "prompt" of every JSON line.
+
+    Raises:
+        UserError: no such file, no row, or a line that is not an object with a text "prompt"; names the line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such prompts file")
+    prompts = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="strict").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: no JSON: {error}") from None
+        if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"]:
+            raise UserError(f'{path}:{number}: expected {{"prompt": "some text"}}')
+        prompts.append(row["prompt"])
+    if not prompts:
+        raise UserError(f"{path}: holds no prompt")
+    return prompts
+
+
+def write_lines(path: str | Path, rows: list[dict[str, Any]]) -> None:
+    """Write JSON lines, whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def generate_file(
+    answerer: Answerer,
+    prompts_file: str | Path,
+    output: str | Path,
+    prompt_type: str | None,
+    seed: int,
+) -> int:
+    """Complete every prompt of a file; returns how many there were.
+
+    Rows out, in the order of the rows in: prompt (as the model saw it), prompt_ids, completion_ids (stop id included),
+    completion (without special tokens), logps (of completion_ids, under the model at temperature 1).
+
+    Raises:
+        UserError: see `read_prompts` and `Answerer.answer`.
+    """
+    tokenizer, prompts = answerer.tokenizer, read_prompts(prompts_file)
+    if prompt_type is not None:
+        prompts = [render(prompt_type, prompt, tokenizer) for prompt in prompts]
+    ids = [tokenizer.encode(prompt) for prompt in prompts]
+    drawn = answerer.answer(ids, seed)
+    rows = []
+    for row, prompt in enumerate(prompts):
+        completion = drawn.ids(row)
+        rows.append(
+            {
+                "prompt": prompt,
+                "prompt_ids": ids[row],
+                "completion_ids": completion,
+                "completion": tokenizer.decode(completion, skip_special_tokens=True),
+                "logps": [float(x) for x in drawn.logps[row, : len(completion)]],
+            }
+        )
+    write_lines(output, rows)
+    return len(rows)

@@ -1,0 +1,164 @@
+"""Strategy files: a layout as MindSpore writes it when it compiles a parallel graph, and reads it back."""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from r1parallel.errors import UserError
+from r1parallel.parallel.strategy_proto import ParallelStrategyMap
+from r1parallel.parallel.tensor_layout import Layout, TensorLayout
+
+_RANK_FILE = re.compile(r"(?:ckpt_)?strategy_(?:rank_)?(\d+)\.ckpt")  # ours and MindSpore's; mindformers'
+_MERGED_NAME = re.compile(r"(\d+)-(.+)")
+# MindSpore writes 2 into a file of one rank and 1 into a merged file. It never reads the number.
+_CURRENT_STAGE, _CURRENT_STAGE_MERGED = 2, 1
+
+
+def write_strategy_files(layout: Layout, output_dir: str | Path) -> list[Path]:
+    """Write `strategy_<rank>.ckpt` for every rank; older ones of a larger world are removed.
+
+    Returns:
+        The files, in order of ranks.
+    """
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for rank in range(layout.world_size):
+        stage = rank // layout.stage_size
+        files.append(folder / f"strategy_{rank}.ckpt")
+        _replace(files[-1], _stage_message(stage, layout.stages[stage]))
+    for rank, file in _rank_files(folder):
+        if rank >= layout.world_size:
+            file.unlink()
+    return files
+
+
+def merge_strategy_files(src_dir: str | Path, merged_file: str | Path) -> None:
+    """Put one file of each stage of a folder into one file, where `<name>` becomes `<stage>-<name>`.
+
+    Raises:
+        UserError: the folder has no strategy files, or one of them is damaged.
+    """
+    merged = ParallelStrategyMap(current_stage=_CURRENT_STAGE_MERGED)
+    seen = set()
+    for file in _require_rank_files(Path(src_dir)):
+        message = _parse(file)
+        stage = message.parallel_strategy_item[0].parallel_strategys.stage
+        if stage in seen:
+            continue
+        seen.add(stage)
+        for item in message.parallel_layout_item:
+            item.param_name = f"{stage}-{item.param_name}"
+        merged.parallel_strategy_item.extend(message.parallel_strategy_item)
+        merged.parallel_layout_item.extend(message.parallel_layout_item)
+    Path(merged_file).parent.mkdir(parents=True, exist_ok=True)
+    _replace(Path(merged_file), merged)
+
+
+def read_strategy(path: str | Path) -> Layout:
+    """Read a folder of `strategy_<rank>.ckpt`, a merged file, or one rank's file of a model with one stage.
+
+    Raises:
+        UserError: nothing is there, a file is damaged, a stage is missing, or a layout is of a kind that only
+            MindSpore can cut (one dim split over two axes).
+    """
+    path = Path(path)
+    stages: dict[int, dict[str, TensorLayout]] = {}
+    for file in _require_rank_files(path) if path.is_dir() else [path]:
+        for stage, table in _read_file(file).items():
+            if stages.setdefault(stage, table) != table:
+                raise UserError(f"{file}: differs from another file of stage {stage}; write the folder anew")
+    if sorted(stages) != list(range(len(stages))):
+        raise UserError(f"{path}: has stages {sorted(stages)} only; give the folder of all ranks or a merged file")
+    sizes = {layout.stage_size for table in stages.values() for layout in table.values()}
+    if len(sizes) != 1:
+        raise UserError(f"{path}: stages of unequal numbers of devices: {sorted(sizes)}")
+    return _checked_world(path, Layout(sizes.pop(), tuple(stages[stage] for stage in sorted(stages))))
+
+
+def _checked_world(path: Path, layout: Layout) -> Layout:
+    if path.is_dir():
+        ranks = [rank for rank, _ in _rank_files(path)]
+        if ranks != list(range(layout.world_size)):
+            raise UserError(f"{path}: describes {layout.world_size} ranks but has files for ranks {ranks}")
+    return layout
+
+
+def _stage_message(stage: int, table: Mapping[str, TensorLayout]) -> Any:
+    message = ParallelStrategyMap(current_stage=_CURRENT_STAGE)
+    # MindSpore lists the operators here. Readers need one of them, for its stage: the first parameter's.
+    name, layout = next(iter(table.items()))
+    item = message.parallel_strategy_item.add(node_name=name)
+    item.parallel_strategys.stage = stage
+    item.parallel_strategys.parallel_strategy.add(dim=TensorLayout(layout.dev_matrix, layout.tensor_map).parts)
+    for name, layout in table.items():
+        target = message.parallel_layout_item.add(param_name=name).parallel_layouts
+        target.dev_matrix.add(dim=layout.dev_matrix)
+        target.tensor_map.add(dim=layout.tensor_map)
+        target.param_split_shape.add()
+        target.indices_offset.add()
+        target.field = 0
+        target.opt_weight_shard_step = layout.opt_shard_step
+        target.opt_weight_shard_size = layout.opt_shard_size
+    return message
+
+
+def _read_file(file: Path) -> dict[int, dict[str, TensorLayout]]:
+    """Stage → name → layout. A merged file has the stage in each name, a rank's in its first operator."""
+    message = _parse(file)
+    own_stage = message.parallel_strategy_item[0].parallel_strategys.stage
+    stages: dict[int, dict[str, TensorLayout]] = {}
+    for item in message.parallel_layout_item:
+        merged = _MERGED_NAME.fullmatch(item.param_name)
+        stage, name = (int(merged[1]), merged[2]) if merged else (own_stage, item.param_name)
+        stages.setdefault(stage, {})[name] = _tensor_layout(file, name, item.parallel_layouts)
+    return stages
+
+
+def _tensor_layout(file: Path, name: str, layouts: Any) -> TensorLayout:
+    if len(layouts.dev_matrix) != 1 or len(layouts.tensor_map) != 1:
+        raise UserError(f"{file}: {name} splits one dim over several axes, which is not supported here")
+    layout = TensorLayout(
+        tuple(layouts.dev_matrix[0].dim),
+        tuple(layouts.tensor_map[0].dim),
+        layouts.opt_weight_shard_step,
+        layouts.opt_weight_shard_size,
+    )
+    if any(not -1 <= axis < len(layout.dev_matrix) for axis in layout.tensor_map) or 0 in layout.dev_matrix:
+        raise UserError(f"{file}: {name} has tensor_map {layout.tensor_map} for dev_matrix {layout.dev_matrix}")
+    return layout
+
+
+def _parse(file: Path) -> Any:
+    if not file.is_file():
+        raise UserError(f"{file}: no such strategy file; make it with tools/make_strategy.py")
+    message = ParallelStrategyMap()
+    try:
+        message.ParseFromString(file.read_bytes())
+    except DecodeError:
+        raise UserError(f"{file}: is no strategy file, or is damaged") from None
+    if not message.parallel_strategy_item or not message.parallel_layout_item:
+        raise UserError(f"{file}: the strategy file holds no layouts")
+    return message
+
+
+def _rank_files(folder: Path) -> list[tuple[int, Path]]:
+    found = ((_RANK_FILE.fullmatch(file.name), file) for file in folder.iterdir())
+    return sorted((int(match[1]), file) for match, file in found if match)
+
+
+def _require_rank_files(folder: Path) -> list[Path]:
+    files = [file for _, file in _rank_files(folder)] if folder.is_dir() else []
+    if not files:
+        raise UserError(f"{folder}: no strategy_<rank>.ckpt here; make them with tools/make_strategy.py")
+    return files
+
+
+def _replace(file: Path, message: Any) -> None:
+    temporary = file.with_name(f"{file.name}.tmp-{os.getpid()}")
+    temporary.write_bytes(message.SerializeToString())
+    os.replace(temporary, file)

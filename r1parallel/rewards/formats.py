@@ -1,0 +1,53 @@
+"""Rewards for the shape of a completion, whatever its answer is worth."""
+
+import re
+from collections.abc import Sequence
+
+from .extract import count_boxed, last_boxed, strip_end_tokens
+from .numerals import parse_number
+
+_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+_THINK_ANSWER = re.compile(r"\s*<think>(?P<think>.*)</think>\s*<answer>(?P<answer>.*)</answer>\s*", re.DOTALL)
+_PREFILLED = re.compile(r"<think>\s*\Z")
+
+
+def format_reward(*, prompts: Sequence[str], completions: Sequence[str], solution: Sequence[str]) -> list[float | None]:
+    """1 for `<think>..</think> <answer>..</answer>` and nothing else, each tag once and neither part blank.
+
+    A `<think>` that the chat template put at the very end of the prompt belongs to the completion.
+    """
+    return [float(_is_think_answer(*row)) for row in zip(prompts, completions, strict=True)]
+
+
+def gsm8k_format_reward(
+    *, prompts: Sequence[str], completions: Sequence[str], solution: Sequence[str]
+) -> list[float | None]:
+    """1 when the last line is "#### " and one number."""
+    return [float(_ends_with_hashes(completion)) for completion in completions]
+
+
+def boxed_format_reward(
+    *, prompts: Sequence[str], completions: Sequence[str], solution: Sequence[str]
+) -> list[float | None]:
+    r"""1 when there is exactly one `\boxed{..}`, closed and not blank."""
+    return [float(_has_one_box(completion)) for completion in completions]
+
+
+def _is_think_answer(prompt: str, completion: str) -> bool:
+    text = strip_end_tokens(completion)
+    if _PREFILLED.search(prompt):
+        text = f"<think>{text}"
+    if any(text.count(tag) != 1 for tag in _TAGS):
+        return False
+    match = _THINK_ANSWER.fullmatch(text)
+    return match is not None and bool(match["think"].strip() and match["answer"].strip())
+
+
+def _ends_with_hashes(completion: str) -> bool:
+    last_line = strip_end_tokens(completion).rstrip().rpartition("\n")[2].strip()
+    return last_line.startswith("####") and parse_number(last_line.removeprefix("####")) is not None
+
+
+def _has_one_box(completion: str) -> bool:
+    boxed = last_boxed(completion)
+    return boxed is not None and bool(boxed.strip()) and count_boxed(completion) == 1

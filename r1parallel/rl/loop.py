@@ -1,0 +1,151 @@
+"""A GRPO run from configuration to report."""
+
+from pathlib import Path
+
+import mindspore as ms
+from tqdm import tqdm
+
+from r1parallel.checkpoint.export import save_model_ranks
+from r1parallel.checkpoint.load import read_model
+from r1parallel.config import RunConfig
+from r1parallel.config.load import GRPO_SECTIONS
+from r1parallel.errors import UserError
+from r1parallel.models.parameters import parameter_values
+from r1parallel.monitor.memory import host_memory_used_fraction
+from r1parallel.monitor.phases import PhaseTimer
+from r1parallel.monitor.report import write_report
+from r1parallel.parallel.device import setup_device
+from r1parallel.rewards import check_reward_names
+from r1parallel.rl.trainer import GRPOTrainer, StepResult
+from r1parallel.training.inputs import load_inputs
+from r1parallel.training.run_folder import RunFolder, Tensors, check_steps_left
+
+
+def run_grpo(config: RunConfig) -> Path:
+    """Train as configured; returns the folder of the final model, <output_dir>/model.
+
+    Raises:
+        UserError: anything that the user can mend, before the first step wherever possible.
+    """
+    settings, actor = config.rl_config, config.actor_config
+    check_reward_names(config.reward_config.verifier_function)
+    inputs = load_inputs(actor.model_config, settings.tokenizer_dir, settings.dataset_file)
+    setup_device(config.context)
+    ms.set_seed(settings.seed)
+    trainer = GRPOTrainer(config, inputs.model, inputs.rows, inputs.tokenizer)
+    folder = _open_folder(config, trainer)
+    check_steps_left(folder.step, trainer.total, "rl_config.max_steps or rl_config.epochs")
+    if folder.tensors:
+        trainer.load(folder.tensors["actor"], folder.tensors.get("reference"), str(folder.checkpoints))
+        trainer.train.load_state(folder.tensors["optimizer"], folder.state["updates"])
+        folder.tensors = {}
+    else:
+        reference = config.ref_config.load
+        trainer.load(
+            read_model(actor.load, inputs.model),
+            read_model(reference, inputs.model) if reference and trainer.reference is not None else None,
+            actor.load,
+        )
+    _train(config, trainer, folder)
+    model_dir = save_model_ranks(
+        folder.path / "model",
+        parameter_values(trainer.actor),
+        inputs.model,
+        settings.tokenizer_dir,
+        inputs.tokenizer.stop_ids,
+    )
+    folder.close()
+    if config.monitor_config.report:
+        print(f"report: {write_report(folder.path, f'GRPO of {settings.model_name}')}", flush=True)
+    return model_dir
+
+
+def _open_folder(config: RunConfig, trainer: GRPOTrainer) -> RunFolder:
+    settings = config.rl_config
+    board = (
+        Path(settings.tensorboard_dir or Path(settings.output_dir) / "tensorboard")
+        if settings.tensorboard
+        else None
+    )
+    identity = {
+        "rows": len(trainer.rows.prompt_ids),
+        "prompts_per_step": trainer.prompts_per_step,
+        "num_generations": trainer.group,
+        "seed": settings.seed,
+    }
+    return RunFolder(
+        config,
+        GRPO_SECTIONS,
+        settings.output_dir,
+        config.actor_config.save,
+        board,
+        settings.resume_training,
+        identity,
+    )
+
+
+def _train(config: RunConfig, trainer: GRPOTrainer, folder: RunFolder) -> None:
+    settings, monitor, timer = config.rl_config, config.monitor_config, PhaseTimer()
+    bar = tqdm(
+        total=trainer.total, initial=folder.step, desc="grpo", unit="step", disable=not monitor.progress_bar
+    )
+    for number in range(folder.step, trainer.total):
+        step = number + 1
+        with timer.phase("step"):
+            result = trainer.run_step(number, timer, monitor.progress_bar)
+        # Metrics first: a kill in between costs no line, because resuming cuts off what is newer than the checkpoint.
+        _log(config, folder, step, result, timer.collect())
+        used = host_memory_used_fraction()
+        short_of_memory = monitor.host_memory_protection and used > monitor.host_max_memory_threshold
+        due = settings.save_ckpt_interval and step % settings.save_ckpt_interval == 0
+        if due or step == trainer.total or short_of_memory:
+            with timer.phase("checkpoint"):
+                tensors, state = _snapshot(trainer)
+                folder.save(step, tensors, state, settings.save_max_ckpt_num)
+        bar.set_postfix(reward=f"{result.metrics.get('reward_mean', float('nan')):.3f}", refresh=False)
+        bar.update(1)
+        if short_of_memory:
+            raise UserError(
+                f"step {step}: the host's memory is more than {monitor.host_max_memory_threshold:.0%} used; "
+                "a checkpoint was written, go on with --resume_training on a host with more memory or a smaller batch"
+            )
+    bar.close()
+
+
+def _snapshot(trainer: GRPOTrainer) -> tuple[Tensors, dict[str, int]]:
+    tensors = {"actor": parameter_values(trainer.actor), "optimizer": trainer.train.state()}
+    if trainer.reference is not None:
+        tensors["reference"] = parameter_values(trainer.reference)
+    return tensors, {"updates": trainer.train.updates}
+
+
+def _log(
+    config: RunConfig, folder: RunFolder, step: int, result: StepResult, seconds: dict[str, float]
+) -> None:
+    speed = {"tokens_per_second": result.metrics["tokens"] / seconds["seconds/step"]}
+    folder.metrics.write(step, result.metrics | seconds | speed)
+    settings = config.rl_config
+    if settings.save_prompt_completions_data and step % settings.save_prompt_completions_interval == 0:
+        scores = result.experience.scores
+        folder.samples.write(
+            step,
+            [
+                {
+                    "prompt": result.prompts[row],
+                    "completion": result.completions[row],
+                    "solution": result.solutions[row],
+                    "reward": None
+                    if result.experience.rewards[row] != result.experience.rewards[row]
+                    else float(result.experience.rewards[row]),
+                    "parts": {name: float(values[row]) for name, values in scores.parts.items()},
+                    "length": int(result.experience.lengths[row]),
+                }
+                for row in _spread_rows(len(result.prompts), config.monitor_config.num_samples)
+            ],
+        )
+
+
+def _spread_rows(count: int, wanted: int) -> list[int]:
+    """`wanted` row numbers spread over `count` rows, so that several groups are seen."""
+    wanted = min(wanted, count)
+    return [i * count // wanted for i in range(wanted)]

@@ -1,0 +1,80 @@
+"""The GRPO loss. Shape letters: B rows of a micro-batch, S slots, C completion slots, N rows of an update."""
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from r1parallel.models.logps import CompletionLogps
+
+
+def sequence_mean_weights(lengths_N: np.ndarray, kept_N: np.ndarray, completion_length: int) -> np.ndarray:
+    """What each token counts for: 1 / (length · number of kept rows) (Shao et al. 2024, eq. 3), float32 [N, C].
+
+    Every denominator of the loss is in here, taken over all rows of the update before these are cut into micro-batches
+    or spread over ranks. The graph only sums, so the loss cannot depend on how the rows were cut.
+    """
+    inside_NC = np.arange(completion_length) < lengths_N[:, None]
+    rows = max(1, int(kept_N.sum()))
+    weights_N = np.where(kept_N, 1.0 / (lengths_N * rows), 0.0)
+    return (inside_NC * weights_N[:, None]).astype(np.float32)
+
+
+class GRPOLoss(nn.Cell):
+    """Σ weight · (−min(ratio·A, clip(ratio)·A) + β·(exp(δ) − δ − 1)), with δ = ref − logp (the k3 estimate of KL).
+
+    Args:
+        logps: gives the policy's log-probs.
+        epsilon_low: the ratio is clipped below at 1 − epsilon_low …
+        epsilon_high: … and above at 1 + epsilon_high.
+        beta: weight of the KL term; 0 leaves it out of the graph.
+        on_policy: there is one update a rollout, so the old policy is this one: ratio 1, its gradient kept.
+    """
+
+    def __init__(
+        self, logps: CompletionLogps, epsilon_low: float, epsilon_high: float, beta: float, on_policy: bool
+    ):
+        super().__init__(auto_prefix=False)
+        self.logps = logps
+        self.low, self.high, self.beta, self.on_policy = (
+            1.0 - epsilon_low,
+            1.0 + epsilon_high,
+            beta,
+            on_policy,
+        )
+        self.sub, self.mul, self.add = ops.Sub(), ops.Mul(), ops.Add()
+        self.exp, self.minimum, self.clip_low, self.clip_high = (
+            ops.Exp(),
+            ops.Minimum(),
+            ops.Maximum(),
+            ops.Minimum(),
+        )
+        self.greater, self.less, self.cast, self.select = ops.Greater(), ops.Less(), ops.Cast(), ops.Select()
+        self.sum = ops.ReduceSum()
+
+    def inside(self, weights_BC: Tensor, difference_BC: Tensor) -> Tensor:
+        """The difference of log-probs where a token counts, else 0: past its end a row holds arbitrary numbers."""
+        return self.select(self.greater(weights_BC, 0.0), difference_BC, ops.zeros_like(difference_BC))
+
+    def construct(
+        self,
+        tokens_BS: Tensor,
+        starts_B: Tensor,
+        old_BC: Tensor,
+        ref_BC: Tensor,
+        advantages_B1: Tensor,
+        weights_BC: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The loss (a sum), and of every token: log-prob, ratio, KL estimate, 1 where clipping cut the gradient."""
+        logps_BC = self.logps(tokens_BS, starts_B)
+        old_BC = ops.stop_gradient(logps_BC) if self.on_policy else old_BC
+        ratio_BC = self.exp(self.inside(weights_BC, self.sub(logps_BC, old_BC)))
+        free_BC = self.mul(ratio_BC, advantages_B1)
+        clipped_BC = self.mul(self.clip_high(self.clip_low(ratio_BC, self.low), self.high), advantages_B1)
+        loss_BC = -self.minimum(free_BC, clipped_BC)
+        kl_BC = ops.zeros_like(logps_BC)
+        if self.beta > 0.0:
+            delta_BC = self.inside(weights_BC, self.sub(ref_BC, logps_BC))
+            kl_BC = self.sub(self.sub(self.exp(delta_BC), delta_BC), 1.0)
+            loss_BC = self.add(loss_BC, self.mul(kl_BC, self.beta))
+        cut_BC = self.cast(self.less(clipped_BC, free_BC), ms.float32)
+        return self.sum(self.mul(loss_BC, weights_BC)), logps_BC, ratio_BC, kl_BC, cut_BC

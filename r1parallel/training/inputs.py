@@ -1,0 +1,48 @@
+"""What every training run starts from: sizes, tokenizer and rows that belong together."""
+
+from dataclasses import dataclass
+
+from r1parallel.data.mindrecord import Rows, read_mindrecord
+from r1parallel.data.tokenizer import Tokenizer, load_tokenizer
+from r1parallel.errors import UserError
+from r1parallel.models.config import ModelConfig, load_model_config
+
+
+@dataclass
+class Inputs:
+    """Sizes of the model, its tokenizer, and the rows of the data set."""
+
+    model: ModelConfig
+    tokenizer: Tokenizer
+    rows: Rows
+
+
+def load_inputs(model_config: str, tokenizer_dir: str, dataset_file: str) -> Inputs:
+    """Load the three and check them against each other.
+
+    Raises:
+        UserError: one is missing or damaged, or tokenizer or rows hold ids that the embedding has no row for.
+    """
+    model, tokenizer = load_model_config(model_config), load_tokenizer(tokenizer_dir)
+    check_tokenizer(tokenizer, model, tokenizer_dir)
+    rows = read_mindrecord(dataset_file)
+    largest = max(int(rows.prompt_ids.max()), int(rows.answer_ids.max(initial=0)))
+    if largest >= model.vocab_size:
+        raise UserError(
+            f"{dataset_file}: holds token id {largest}, the model's embedding has {model.vocab_size} rows; "
+            "was it prepared with this model's tokenizer?"
+        )
+    return Inputs(model, tokenizer, rows)
+
+
+def check_tokenizer(tokenizer: Tokenizer, model: ModelConfig, folder: str) -> None:
+    """Refuse a tokenizer with ids that the model's embedding has no row for.
+
+    Raises:
+        UserError: the tokenizer is of another model.
+    """
+    if tokenizer.vocab_size > model.vocab_size:
+        raise UserError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the model's embedding {model.vocab_size} rows; "
+            "is it the tokenizer of this model?"
+        )

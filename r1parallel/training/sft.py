@@ -1,0 +1,186 @@
+"""Supervised fine-tuning: the answer's tokens are learned, the prompt's are not."""
+
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+from tqdm import tqdm
+
+from r1parallel.checkpoint.export import save_model_folder
+from r1parallel.checkpoint.load import read_model
+from r1parallel.config import RunConfig
+from r1parallel.config.load import SFT_SECTIONS
+from r1parallel.data.batches import RowOrder
+from r1parallel.data.mindrecord import Rows, read_mindrecord
+from r1parallel.errors import UserError
+from r1parallel.generation.engine import right_aligned
+from r1parallel.models.config import ModelConfig
+from r1parallel.models.logps import CompletionLogps
+from r1parallel.models.parameters import load_parameters, parameter_values, random_values
+from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
+from r1parallel.monitor.phases import PhaseTimer
+from r1parallel.monitor.report import write_report
+from r1parallel.parallel.device import setup_device
+from r1parallel.training.inputs import load_inputs
+from r1parallel.training.run_folder import RunFolder, check_steps_left
+from r1parallel.training.schedule import learning_rate
+from r1parallel.training.step import TrainStep
+
+
+class SFTLoss(nn.Cell):
+    """−Σ weight · logp, with weight = 1 / (answer tokens of the whole update)."""
+
+    def __init__(self, logps: CompletionLogps):
+        super().__init__(auto_prefix=False)
+        self.logps = logps
+        self.mul, self.sum = ops.Mul(), ops.ReduceSum()
+
+    def construct(self, tokens_BS: Tensor, starts_B: Tensor, weights_BC: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss (a sum) and the log-probs, [B, C]."""
+        logps_BC = self.logps(tokens_BS, starts_B)
+        return -self.sum(self.mul(logps_BC, weights_BC)), logps_BC
+
+
+class SFTTrainer:
+    """Model, optimizer and data of one SFT run.
+
+    Args:
+        config: checked.
+        model_config: sizes.
+        rows: what to learn.
+        held_out: what to measure on; None: nothing.
+    """
+
+    def __init__(self, config: RunConfig, model_config: ModelConfig, rows: Rows, held_out: Rows | None):
+        settings, actor = config.sft_config, config.actor_config
+        self.config, self.rows, self.held_out = config, rows, held_out
+        self.micro_rows = settings.batch_size
+        self.update_rows = settings.batch_size * actor.parallel_config.micro_batch_num
+        every = [rows] if held_out is None else [rows, held_out]
+        self.prompt_length = max(int(r.prompt_lengths.max()) for r in every)
+        self.answer_length = max(int(r.answer_lengths.max()) for r in every)
+        slots = self.prompt_length + self.answer_length
+        if slots > model_config.max_position_embeddings:
+            raise UserError(
+                f"rows need {slots} positions, the model has {model_config.max_position_embeddings}; "
+                "prepare the data with a smaller --seq_length"
+            )
+        self.model = Qwen2ForCausalLM(model_config, slots)
+        loss = SFTLoss(CompletionLogps(self.model, self.micro_rows, self.prompt_length, self.answer_length))
+        self.step = TrainStep(loss, self.model.trainable_params(), actor.optimizer)
+        self.order = RowOrder(len(rows.prompt_ids), self.update_rows, settings.seed)
+        self.total = settings.max_steps or settings.epochs * self.order.steps_per_epoch
+        self._eval_logps = CompletionLogps(
+            self.model, settings.eval_batch_size, self.prompt_length, self.answer_length
+        )
+        self._eval_logps.set_train(False)
+
+    def batch(self, rows: Rows, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Tokens int32 [N, S], starts int32 [N], mask float32 [N, C] (1 on answer tokens)."""
+        prompts = [rows.prompt_ids[i, : rows.prompt_lengths[i]].tolist() for i in indices]
+        tokens, starts = right_aligned(prompts, self.prompt_length, 0)
+        answers = np.zeros((len(indices), self.answer_length), np.int32)
+        width = min(self.answer_length, rows.answer_ids.shape[1])
+        answers[:, :width] = rows.answer_ids[indices, :width]
+        mask = np.arange(self.answer_length) < rows.answer_lengths[indices, None]
+        return np.concatenate([tokens, answers], axis=1), starts, mask.astype(np.float32)
+
+    def update(self, number: int) -> dict[str, float]:
+        """Update number `number` (from 0)."""
+        indices = self.order.indices(number)
+        tokens, starts, mask = self.batch(self.rows, indices)
+        weights = (mask / mask.sum(dtype=np.float64)).astype(np.float32)
+        loss = 0.0
+        for first in range(0, self.update_rows, self.micro_rows):
+            part = slice(first, first + self.micro_rows)
+            loss += float(self.step.accumulate(tokens[part], starts[part], weights[part])[0])
+        lr = learning_rate(self.config.actor_config.lr_schedule, number)
+        named = ", ".join(str(i) for i in indices[:8])
+        norm = self.step.apply(lr, loss, f"update {number + 1}, data set rows {named}")
+        return {"loss": loss, "lr": lr, "grad_norm": norm, "tokens": float(mask.sum())}
+
+    def evaluate(self) -> dict[str, float]:
+        """Mean loss and mean probability of the answer tokens of the held-out rows."""
+        assert self.held_out is not None
+        size, count = self.config.sft_config.eval_batch_size, len(self.held_out.prompt_ids)
+        total, likely, tokens_seen = 0.0, 0.0, 0.0
+        for first in range(0, count, size):
+            # The last batch is filled up with its first row, which then counts once.
+            indices = np.array([first + i if first + i < count else first for i in range(size)])
+            tokens, starts, mask = self.batch(self.held_out, indices)
+            mask[count - first :] = 0.0
+            logps = self._eval_logps(Tensor(tokens), Tensor(starts)).asnumpy()
+            total -= float((logps * mask).sum(dtype=np.float64))
+            likely += float((np.exp(logps) * mask).sum(dtype=np.float64))
+            tokens_seen += float(mask.sum())
+        return {"eval_loss": total / tokens_seen, "eval_token_probability": likely / tokens_seen}
+
+
+def run_sft(config: RunConfig) -> Path:
+    """Train as configured; returns the folder of the final model, <output_dir>/model."""
+    settings, actor = config.sft_config, config.actor_config
+    inputs = load_inputs(actor.model_config, settings.tokenizer_dir, settings.dataset_file)
+    model_config, rows = inputs.model, inputs.rows
+    held_out = read_mindrecord(settings.eval_dataset_file) if settings.eval_dataset_file else None
+    setup_device(config.context)
+    ms.set_seed(settings.seed)
+    trainer = SFTTrainer(config, model_config, rows, held_out)
+    board = (
+        Path(settings.tensorboard_dir or Path(settings.output_dir) / "tensorboard")
+        if settings.tensorboard
+        else None
+    )
+    identity = {"rows": len(rows.prompt_ids), "update_rows": trainer.update_rows, "seed": settings.seed}
+    folder = RunFolder(
+        config, SFT_SECTIONS, settings.output_dir, actor.save, board, settings.resume_training, identity
+    )
+    if folder.tensors:
+        load_parameters(trainer.model, folder.tensors["actor"], str(folder.checkpoints))
+        trainer.step.load_state(folder.tensors["optimizer"], folder.state["updates"])
+        folder.tensors = {}
+    elif actor.load:
+        load_parameters(trainer.model, read_model(actor.load, model_config), actor.load)
+    else:
+        load_parameters(trainer.model, random_values(model_config, settings.seed), "random weights")
+    check_steps_left(folder.step, trainer.total, "sft_config.max_steps or sft_config.epochs")
+    _train(config, trainer, folder)
+    model_dir = save_model_folder(
+        folder.path / "model",
+        parameter_values(trainer.model),
+        model_config,
+        settings.tokenizer_dir,
+        inputs.tokenizer.stop_ids,
+    )
+    folder.close()
+    if config.monitor_config.report:
+        write_report(folder.path, "Supervised fine-tuning")
+    return model_dir
+
+
+def _train(config: RunConfig, trainer: SFTTrainer, folder: RunFolder) -> None:
+    settings, timer = config.sft_config, PhaseTimer()
+    bar = tqdm(
+        total=trainer.total,
+        initial=folder.step,
+        desc="sft",
+        unit="update",
+        disable=not config.monitor_config.progress_bar,
+    )
+    for number in range(folder.step, trainer.total):
+        step, last = number + 1, number + 1 == trainer.total
+        with timer.phase("update"):
+            metrics = trainer.update(number)
+        if trainer.held_out is not None and (step % settings.eval_interval == 0 or last):
+            with timer.phase("eval"):
+                metrics |= trainer.evaluate()
+        seconds = timer.collect()
+        metrics |= seconds | {"tokens_per_second": metrics["tokens"] / seconds["seconds/update"]}
+        folder.metrics.write(step, metrics)
+        if last or (settings.save_ckpt_interval and step % settings.save_ckpt_interval == 0):
+            with timer.phase("checkpoint"):
+                tensors = {"actor": parameter_values(trainer.model), "optimizer": trainer.step.state()}
+                folder.save(step, tensors, {"updates": trainer.step.updates}, settings.save_max_ckpt_num)
+        bar.set_postfix(loss=f"{metrics['loss']:.4f}", refresh=False)
+        bar.update(1)
+    bar.close()

@@ -1,0 +1,22 @@
+"""GRPO: python run_grpo.py --config model_configs/tiny/grpo.yaml --dataset_file FILE --tokenizer_dir DIR …"""
+
+from collections.abc import Sequence
+
+from r1parallel.config.checks import check_config, check_paths
+from r1parallel.config.command_line import parse_command_line
+from r1parallel.config.load import GRPO_SECTIONS
+from r1parallel.errors import run_command
+
+
+def main(argv: Sequence[str]) -> None:
+    """Read and check the settings before MindSpore is imported, then train."""
+    config = parse_command_line(argv, GRPO_SECTIONS, "run_grpo.py", "Group relative policy optimization.")
+    check_config(config, GRPO_SECTIONS, world_size=1)
+    check_paths(config, GRPO_SECTIONS)
+    from r1parallel.rl.loop import run_grpo
+
+    print(f"model: {run_grpo(config)}", flush=True)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,204 @@
+from operator import attrgetter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from r1parallel.config import load_config
+from r1parallel.config.checks import check_config, check_paths
+from r1parallel.config.load import GRPO_SECTIONS, PREDICT_SECTIONS, SFT_SECTIONS
+from r1parallel.errors import UserError
+
+NEEDED = {
+    GRPO_SECTIONS: {
+        "rl_config.dataset_file": "d",
+        "rl_config.tokenizer_dir": "t",
+        "actor_config.load": "c",
+        "actor_config.model_config": "m",
+    },
+    SFT_SECTIONS: {
+        "sft_config.dataset_file": "d",
+        "sft_config.tokenizer_dir": "t",
+        "actor_config.model_config": "m",
+    },
+    PREDICT_SECTIONS: {"generate_config.load": "c", "generate_config.model_config": "m"},
+}
+
+
+def check(changes, sections=GRPO_SECTIONS, world_size=1):
+    check_config(load_config(None, {**NEEDED[sections], **changes}, sections), sections, world_size)
+
+
+def refusal(changes, sections=GRPO_SECTIONS, world_size=1):
+    with pytest.raises(UserError) as error:
+        check(changes, sections, world_size)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("sections", [GRPO_SECTIONS, SFT_SECTIONS, PREDICT_SECTIONS])
+def test_the_defaults_pass_and_each_needed_key_is_needed(sections):
+    check({}, sections)
+    for key in NEEDED[sections]:
+        assert f"{key} is empty" in refusal({key: ""}, sections)
+
+
+def test_message_of_a_missing_key_names_the_flag():
+    message = refusal({"actor_config.load": ""})
+    assert message == "actor_config.load is empty; set it in the YAML file or with --actor_checkpoint_path"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("rl_config.batch_size", "0", "is 0; it must be at least 1"),
+        ("rl_config.epochs", "-1", "at least 1"),
+        ("rl_config.max_steps", "-1", "0 or more"),
+        ("rl_config.beta", "-0.1", "0 or more"),
+        ("rl_config.epsilon_high", "-0.1", "0 or more"),
+        ("rl_config.epsilon_low", "1.0", "below 1"),
+        ("actor_config.lr_schedule.lr", "0", "above 0"),
+        ("actor_config.optimizer.adam_beta1", "1", "below 1"),
+        ("actor_config.optimizer.adam_beta2", "-0.1", "0 or more"),
+        ("monitor_config.host_max_memory_threshold", "1.5", "at most 1"),
+        ("ref_config.ref_model_batch_size", "0", "at least 1"),
+        ("actor_config.lr_schedule.lr_decay_style", "step", "is 'step'; known: cosine, linear, constant"),
+        ("actor_config.optimizer.type", "sgd", "is 'sgd'; known: adamw"),
+        ("context.device_target", "GPU", "is 'GPU'; known: CPU, Ascend"),
+        ("actor_config.parallel_config.model_parallel", "0", "it must be at least 1"),
+        ("generate_config.parallel_config.micro_batch_num", "-2", "it must be at least 1"),
+        ("actor_config.lr_schedule.warmup_step", "200001", "more than decay_steps 200000"),
+        ("actor_config.lr_schedule.min_lr", "1", "more than lr 5e-07"),
+        ("reward_config.verifier_weight", "1,2,3", "has 3 numbers for 2 functions (accuracy_reward, format_reward)"),
+        ("reward_config.verifier_function", "", "name at least one"),
+        ("generate_config.sampling_config.eos_token_id", "3,-1", "ids start at 0"),
+        ("generate_config.sampling_config.pad_token_id", "-2", "or -1 for the tokenizer's"),
+        ("generate_config.sampling_config.min_tokens", "513", "more than max_tokens 512"),
+        ("rl_config.num_generations", "1", "it must be at least 2"),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_by_name(key, value, words):
+    message = refusal({key: value})
+    assert message.startswith(f"{key} is") or "verifier_weight has" in message
+    assert words in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("temperature", "0.8"), ("top_p", "0.9"), ("top_k", "20"), ("repetition_penalty", "1.05"), ("min_tokens", "2")],
+)
+def test_training_needs_samples_of_the_policy(name, value):
+    change = {f"generate_config.sampling_config.{name}": value}
+    assert "not drawn from the policy biases the ratio" in refusal(change)
+    check(change, PREDICT_SECTIONS)
+
+
+def test_sections_of_other_commands_are_not_looked_at():
+    config = load_config(None, NEEDED[SFT_SECTIONS], SFT_SECTIONS)
+    config.rl_config.batch_size = 0
+    config.generate_config.sampling_config.temperature = -1.0
+    check_config(config, SFT_SECTIONS, 1)
+
+
+def layout(section, dp=1, tp=1, pp=1, micro=1):
+    values = {"data_parallel": dp, "model_parallel": tp, "pipeline_stage": pp, "micro_batch_num": micro}
+    return {f"{section}.parallel_config.{key}": str(value) for key, value in values.items()}
+
+
+def test_layout_must_use_every_process():
+    message = refusal(layout("actor_config", dp=2, tp=2), world_size=8)
+    assert "data_parallel 2 * model_parallel 2 * pipeline_stage 1 = 4" in message
+    assert "the number of processes is 8; start 4 processes" in message
+    assert "generate_config.parallel_config" in refusal({}, PREDICT_SECTIONS, world_size=2)
+    check(layout("actor_config", dp=2, tp=2), SFT_SECTIONS, world_size=4)
+
+
+@pytest.mark.parametrize("section", ["ref_config", "generate_config"])
+def test_other_layouts_must_divide_the_processes(section):
+    actor = layout("actor_config", dp=4)
+    check({**actor, **layout(section, tp=2)}, world_size=4)
+    message = refusal({**actor, **layout(section, tp=3)}, world_size=4)
+    assert f"{section}.parallel_config" in message
+    assert "= 3, which does not divide the 4 processes" in message
+
+
+def test_pipeline_needs_a_micro_batch_for_every_stage():
+    assert "a pipeline of 4 stages needs at least 4" in refusal(
+        layout("actor_config", pp=4, micro=2), SFT_SECTIONS, world_size=4
+    )
+    check(layout("actor_config", pp=4, micro=4), SFT_SECTIONS, world_size=4)
+
+
+def test_prompt_and_completion_must_fit_the_sequence():
+    message = refusal({"rl_config.seq_length": "2559"})
+    assert "2048 + sampling_config.max_tokens 512 = 2560" in message
+    check({"rl_config.seq_length": "2560"})
+
+
+def test_training_batches_must_use_up_the_completions():
+    message = refusal({"rl_config.batch_size": "5", "rl_config.num_rollouts": "7"})
+    assert "= 56 completions" in message
+    assert "micro_batch_num 1 = 5" in message
+    assert "rl_config.num_rollouts 5 or 10 would do" in message
+
+
+@pytest.mark.parametrize("key", ["ref_config.ref_model_batch_size", "generate_config.infer_model_batch_size"])
+def test_forward_batches_must_use_up_the_completions(key):
+    message = refusal({key: "5"})
+    assert f"= 32 completions, no multiple of {key} 5; 4 or 8 would do" in message
+    assert "32 would do" in refusal({key: "33"})
+
+
+SMALL = st.integers(1, 6)
+
+
+@given(rollouts=SMALL, chunk=SMALL, generations=st.integers(2, 6), batch=SMALL, micro=SMALL)
+def test_the_advice_on_rollouts_works(rollouts, chunk, generations, batch, micro):
+    changes = {
+        "rl_config.num_rollouts": str(rollouts),
+        "rl_config.chunk_size": str(chunk),
+        "rl_config.num_generations": str(generations),
+        "rl_config.batch_size": str(batch),
+        "actor_config.parallel_config.micro_batch_num": str(micro),
+        "ref_config.ref_model_batch_size": "1",
+        "generate_config.infer_model_batch_size": "1",
+    }
+    if rollouts * chunk * generations % (batch * micro) == 0:
+        check(changes)
+        return
+    advice = refusal(changes).split("rl_config.num_rollouts ")[1].removesuffix(" would do").split(" or ")
+    for number in advice:
+        check({**changes, "rl_config.num_rollouts": number})
+
+
+def test_paths_that_exist_pass(tmp_path):
+    (tmp_path / "d").write_text("")
+    (tmp_path / "m").write_text("")
+    for folder in ("t", "c"):
+        (tmp_path / folder).mkdir()
+    for sections, needed in NEEDED.items():
+        values = {key: str(tmp_path / name) for key, name in needed.items()}
+        check_paths(load_config(None, values, sections), sections)
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [
+        ("rl_config.dataset_file", "file"),
+        ("rl_config.tokenizer_dir", "folder"),
+        ("actor_config.load", "file or folder"),
+        ("actor_config.model_config", "file or folder"),
+        ("ref_config.load", "file or folder"),
+    ],
+)
+def test_missing_path_is_refused_by_key(tmp_path, key, kind):
+    config = load_config(None, {key: str(tmp_path / "none")}, GRPO_SECTIONS)
+    with pytest.raises(UserError) as error:
+        check_paths(config, GRPO_SECTIONS)
+    assert str(error.value).startswith(f"{key}: {attrgetter(key)(config)}: no such {kind};")
+
+
+def test_folder_is_no_dataset_and_file_is_no_tokenizer_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    for key, path in (("sft_config.eval_dataset_file", tmp_path), ("sft_config.tokenizer_dir", tmp_path / "file")):
+        with pytest.raises(UserError, match=key):
+            check_paths(load_config(None, {key: str(path)}, SFT_SECTIONS), SFT_SECTIONS)

@@ -1,0 +1,66 @@
+import os
+from pathlib import Path
+
+import pytest
+import sentencepiece
+import tokenizers
+from data_helpers import CHATML, write_config
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+
+from r1parallel.data.tokenizer import Tokenizer, load_tokenizer
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data and tokenizers."""
+    folder = Path(os.environ.get("R1_SHARED", Path(__file__).parents[3] / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no folder of real data: set R1_SHARED ({folder} is missing)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def qwen_dir(shared: Path) -> Path:
+    folder = shared / "tokenizers" / "qwen2_5"
+    if not folder.is_dir():
+        pytest.skip(f"no Qwen2.5 tokenizer in {folder}")
+    return folder
+
+
+@pytest.fixture
+def byte_folder(tmp_path: Path) -> Path:
+    """A byte-level tokenizer without merges: ids 0..255 are bytes, 256..258 the ChatML tokens."""
+    folder = tmp_path / "bytes"
+    folder.mkdir()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = tokenizers.Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in CHATML])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    write_config(folder)
+    return folder
+
+
+@pytest.fixture
+def byte_tokenizer(byte_folder: Path) -> Tokenizer:
+    return load_tokenizer(byte_folder)
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("spm")
+    corpus = folder / "corpus.txt"
+    corpus.write_text("\n".join(f"the cat counts {i} and {i * 7} birds on a mat" for i in range(200)))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=320,
+        model_type="bpe",
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    return folder / "tokenizer.model"

@@ -1,0 +1,130 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from r1parallel.errors import UserError
+from r1parallel.models.config import ModelConfig
+from r1parallel.parallel.layout import ModelLayout, even_stages, split_dim
+from r1parallel.parallel.mesh import Mesh
+from r1parallel.parallel.tensor_layout import Layout, TensorLayout
+
+CONFIG = ModelConfig(vocab_size=48, hidden_size=32, intermediate_size=40, num_layers=5, num_heads=8, num_kv_heads=4)
+TIED = ModelConfig(**{**CONFIG.__dict__, "tie_word_embeddings": True})
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.sampled_from([1, 2, 3, 4]),
+    st.integers(1, 5),
+    st.sampled_from([1, 2, 4]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_slices_tile_every_parameter(dp, pp, tp, opt_shard, tied):
+    config = TIED if tied else CONFIG
+    layout = ModelLayout(config, Mesh(dp=dp, pp=pp, tp=tp), opt_shard)
+    for name, shape in config.parameter_shapes().items():
+        counts = np.zeros(shape, int)
+        owners = [rank for rank in range(layout.world_size) if layout.slices(name, rank) is not None]
+        for rank in owners:
+            slices = layout.slices(name, rank)
+            counts[slices] += 1
+            assert counts[slices].shape == layout.local_shape(name, rank)
+        held = np.prod(layout.local_shape(name, owners[0])) * len(owners)
+        assert counts.min() == counts.max() == held // np.prod(shape)
+
+
+def test_which_rank_holds_what():
+    layout = ModelLayout(CONFIG, Mesh(dp=2, pp=2, tp=4))
+    assert layout.slices("model.layers.0.attention.wq.weight", 6) == (slice(16, 24), slice(0, 32))
+    assert layout.slices("model.layers.0.attention.wo.weight", 6) == (slice(0, 32), slice(16, 24))
+    assert layout.slices("model.layers.0.attention.wk.bias", 1) == (slice(4, 8),)
+    assert layout.slices("model.layers.0.attention.wq.weight", 8) is None
+    assert layout.local_shape("lm_head.weight", 8) == (12, 32)
+    assert layout.local_shape("lm_head.weight", 0) is None
+    assert layout.local_shape("model.norm_out.weight", 15) == (32,)
+
+
+def test_optimizer_parallel_cuts_dim_0_once_more():
+    layout = ModelLayout(CONFIG, Mesh(dp=2, tp=2), opt_shard=True)
+    rows = [layout.slices("model.layers.0.attention.wq.weight", rank)[0] for rank in range(4)]
+    assert [(part.start, part.stop) for part in rows] == [(0, 8), (16, 24), (8, 16), (24, 32)]
+    assert layout.slices("model.layers.0.attention.wo.weight", 3) == (slice(16, 32), slice(16, 32))
+    norm = [layout.slices("model.norm_out.weight", rank)[0].start for rank in range(4)]
+    assert norm == [0, 8, 16, 24]
+
+
+def test_optimizer_parallel_leaves_alone_what_it_cannot_cut():
+    layout = ModelLayout(CONFIG, Mesh(dp=3, tp=2), opt_shard=True)  # 32 norm weights, 6 ranks
+    assert layout.local_shape("model.norm_out.weight", 0) == (32,)
+    assert layout.local_shape("lm_head.weight", 0) == (8, 32)  # 48 = 2 × 3 × 8
+
+
+def test_stages():
+    layout = ModelLayout(TIED, Mesh(pp=3))
+    assert [param.stages for name, param in layout.parameters.items() if "ffn_norm" in name] == [
+        (0,),
+        (0,),
+        (1,),
+        (1,),
+        (2,),
+    ]
+    assert layout.parameters["model.tok_embeddings.embedding_weight"].stages == (0, 2)
+    assert layout.parameters["model.norm_out.weight"].stages == (2,)
+    assert ModelLayout(TIED, Mesh()).parameters["model.tok_embeddings.embedding_weight"].stages == (0,)
+    custom = ModelLayout(CONFIG, Mesh(pp=2), stage_layers=(1, 4))
+    assert custom.parameters["model.layers.1.ffn_norm.weight"].stages == (1,)
+    assert even_stages(7, 3) == (3, 2, 2)
+
+
+@given(st.integers(1, 100), st.integers(1, 20))
+def test_even_stages_are_even(num_layers, pp):
+    counts = even_stages(num_layers, pp)
+    assert sum(counts) == num_layers
+    assert all(0 <= before - after <= 1 for before, after in pairwise(counts))
+
+
+@pytest.mark.parametrize(
+    ("mesh", "stage_layers", "message"),
+    [
+        (Mesh(tp=3), None, "tp 3 does not divide num_heads 8, num_kv_heads 4, .*tp can be 1, 2, 4"),
+        (Mesh(tp=8), None, "tp 8 does not divide num_kv_heads 4; tp can be 1, 2, 4"),
+        (Mesh(pp=6), None, "pp 6 is more than the model's 5 layers"),
+        (Mesh(pp=2), (5, 0), "stage_layers"),
+        (Mesh(pp=2), (2, 2), "stage_layers"),
+        (Mesh(pp=2), (5,), "stage_layers"),
+    ],
+)
+def test_impossible_layouts_are_refused(mesh, stage_layers, message):
+    with pytest.raises(UserError, match=message):
+        ModelLayout(CONFIG, mesh, stage_layers=stage_layers)
+
+
+def test_unknown_parameter_has_no_row():
+    with pytest.raises(KeyError):
+        split_dim("model.layers.0.attention.w_qkv.weight")
+
+
+def test_tensor_layout_refuses_a_shape_that_does_not_fit():
+    layout = TensorLayout((2,), (0, -1))
+    with pytest.raises(ValueError, match="2 dims"):
+        layout.slices((4,), 0)
+    with pytest.raises(ValueError, match="equal pieces"):
+        layout.slices((3, 2), 0)
+
+
+def test_optimizer_parallel_in_groups():
+    layout = TensorLayout((4, 2), (0,), opt_shard_step=2, opt_shard_size=2)
+    starts = [layout.slices((16,), device)[0].start for device in range(8)]
+    assert starts == [0, 8, 4, 12, 0, 8, 4, 12]
+    assert layout.stage_size == 8
+
+
+def test_owners_of_a_tensor():
+    layout = Layout(2, ({"a": TensorLayout((2,), (0,))}, {"b": TensorLayout((2,), (-1,))}))
+    assert [rank for rank, _ in layout.owners("b")] == [2, 3]
+    assert layout.cut("b", (4,), 0) is None
+    assert layout.cut("a", (4,), 1) == (slice(2, 4),)
