@@ -17,7 +17,6 @@ SIZES = {
     "num_layers": 2,
     "num_heads": 4,
     "num_kv_heads": 2,
-    "rms_norm_eps": 0.001,
 }
 
 

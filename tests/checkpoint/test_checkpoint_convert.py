@@ -1,7 +1,9 @@
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
+import yaml
 
 from r1parallel.checkpoint.convert import convert_weight
 from r1parallel.checkpoint.tensor_file import open_checkpoint
@@ -77,8 +79,7 @@ def test_a_single_file_and_a_model_yaml_are_accepted(tmp_path, make_folder, conf
     source = make_folder("hf", config)
     convert_weight(source / "model.safetensors", tmp_path / "ours")
     (tmp_path / "ours" / "config.json").unlink()
-    sizes = "\n".join(f"{key}: {value}" for key, value in config.__dict__.items())
-    (tmp_path / "ours" / "model.yaml").write_text(sizes.lower())
+    (tmp_path / "ours" / "model.yaml").write_text(yaml.safe_dump(asdict(config)))
     convert_weight(tmp_path / "ours", tmp_path / "back", reverse=True)
     assert values(tmp_path / "back") == values(source)
     assert json.loads((tmp_path / "back" / "config.json").read_text())["hidden_size"] == config.hidden_size

@@ -16,9 +16,7 @@ from r1parallel.parallel.strategy import merge_strategy_files, read_strategy, wr
 from r1parallel.parallel.strategy_proto import ParallelStrategyMap
 from r1parallel.parallel.tensor_layout import Layout, TensorLayout
 
-CONFIG = ModelConfig(
-    vocab_size=16, hidden_size=8, intermediate_size=12, num_layers=3, num_heads=4, num_kv_heads=2
-)
+CONFIG = ModelConfig(vocab_size=16, hidden_size=8, intermediate_size=12, num_layers=3, num_heads=4, num_kv_heads=2)
 
 
 def same(one: Layout, other: Layout) -> bool:
