@@ -33,8 +33,8 @@ def generate_arithmetic(
     Each operand has one of `digits` decimal digits; the result has at most max(digits) and is never negative.
     `answer` works from the last column to the first, "<think>7+8=15,4+3+1=8</think><answer>85</answer>",
     with the carry or the borrow as the third term: for three digits at most 31 tokens of the character
-    tokenizer, eos included. In a fraction `slip` of the rows one column's digit is off by one and the answer
-    follows it (a teacher who errs); `solution` is always right. Sums that differ by the order of the operands
+    tokenizer, eos included. A fraction `slip` of the rows is worked by a careless teacher, who forgets every carry
+    and borrow: with one in it, such a row's answer is wrong; `solution` is always right. Sums that differ by the order of the operands
     are the same problem; those whose `arithmetic_key` is in `exclude` are left out.
 
     Raises:
@@ -52,7 +52,7 @@ def generate_arithmetic(
             raise UserError(f"arithmetic: found only {made} of {num} distinct problems; ask for fewer")
         seen.add(_canonical(*key))
         sign, left, right = key
-        answer = _worked(sign, left, right, rng if rng.random() < slip else None)
+        answer = _worked(sign, left, right, careless=rng.random() < slip)
         gold = left + right if sign == "+" else left - right
         yield {"question": f"{left}{sign}{right}=", "answer": answer, "solution": str(gold)}
 
@@ -84,21 +84,18 @@ def _number(rng: random.Random, digits: int) -> int:
     return rng.randrange(10 ** (digits - 1) if digits > 1 else 0, 10**digits)
 
 
-def _worked(sign: str, left: int, right: int, slipping: random.Random | None) -> str:
-    """The completion: working by columns, then the answer. `slipping` draws the column that goes wrong."""
-    num_columns = max(len(str(left)), len(str(right)))
-    wrong = slipping.randrange(num_columns) if slipping else -1
+def _worked(sign: str, left: int, right: int, careless: bool) -> str:
+    """The completion: working by columns, then the answer. A careless teacher forgets every carry and borrow."""
     columns, result, carry = [], 0, 0
+    num_columns = max(len(str(left)), len(str(right)))
     for i in range(num_columns):
         a, b = left // 10**i % 10, right // 10**i % 10
         value = a + b + carry if sign == "+" else a - b - carry
         borrow = sign == "-" and value < 0
         top, value = (a + 10, value + 10) if borrow else (a, value)
-        if slipping and i == wrong:
-            value = value // 10 * 10 + (value + slipping.choice((1, -1))) % 10
         columns.append(f"{top}{sign}{b}{f'{sign}{carry}' if carry else ''}={value}")
         result += value % 10 * 10**i
-        carry = int(borrow) if sign == "-" else value // 10
+        carry = 0 if careless else int(borrow) if sign == "-" else value // 10
     result += carry * 10**num_columns
     return f"<think>{','.join(columns)}</think><answer>{result}</answer>"
 

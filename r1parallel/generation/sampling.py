@@ -27,7 +27,7 @@ class Sampler(nn.Cell):
         self.holds_back = config.min_tokens > 0
         self.vocab_size = vocab_size
         self.argmax = ops.Argmax(-1, ms.int32)
-        self.softmax, self.exp, self.log = ops.Softmax(-1), ops.Exp(), ops.Log()
+        self.softmax, self.log_softmax = ops.Softmax(-1), ops.LogSoftmax(-1)
         self.max, self.sum = ops.ReduceMax(keep_dims=True), ops.ReduceSum(keep_dims=True)
         self.cumulative = ops.CumSum()
         self.largest, self.sort = ops.TopK(sorted=True), ops.Sort(-1, descending=True)
@@ -77,6 +77,4 @@ class Sampler(nn.Cell):
             whole_B1 = self.last(total_BV, (0, self.vocab_size - 1), (rows, self.vocab_size), (1, 1))
             passed_BV = self.cast(self.less_equal(total_BV, uniform_B1 * whole_B1), ms.float32)
             token_B1 = self.cast(ops.minimum(self.sum(passed_BV, -1), self.vocab_size - 1.0), ms.int32)
-        shifted_BV = logits_BV - self.max(logits_BV, -1)
-        logp_B1 = self.pick(shifted_BV, 1, token_B1) - self.log(self.sum(self.exp(shifted_BV), -1))
-        return token_B1, logp_B1
+        return token_B1, self.pick(self.log_softmax(logits_BV), 1, token_B1)

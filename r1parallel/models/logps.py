@@ -16,8 +16,9 @@ _MAX_CHUNKS = 8  # more of them make the graph longer and save little
 class TokenLogps(nn.Cell):
     """hidden_RH, targets_R → log softmax(logits)[target], fp32, in chunks of rows.
 
-    Of all the logits the backward pass keeps one fp32 copy, the exponentials; every other [rows, V] array lives
-    for one chunk only.
+    Of all the logits the backward pass keeps one fp32 copy, the log-probs; every other [rows, V] array lives for one
+    chunk only. The fused log softmax matters: on CPU an operator that broadcasts keeps index tables of 16 bytes for
+    every element of its output.
     """
 
     def __init__(self, model: Qwen2ForCausalLM, rows: int):
@@ -29,18 +30,15 @@ class TokenLogps(nn.Cell):
         self.hidden_size = model.config.hidden_size
         self.slice_rows, self.slice_targets = ops.StridedSlice(), ops.StridedSlice()
         self.cast = ops.Cast()
-        self.max, self.sum = ops.ReduceMax(keep_dims=True), ops.ReduceSum(keep_dims=True)
-        self.sub, self.exp, self.log, self.sub_log = ops.Sub(), ops.Exp(), ops.Log(), ops.Sub()
+        self.log_softmax = ops.LogSoftmax(-1)
         self.pick = ops.GatherD()
         self.reshape, self.join = ops.Reshape(), ops.Concat(0)
 
     def chunk(self, hidden_RH: Tensor, targets_R: Tensor) -> Tensor:
         """Log-probs of one chunk of rows, [rows]."""
         logits_RV = self.cast(self.model.logits(hidden_RH), ms.float32)
-        shifted_RV = self.sub(logits_RV, ops.stop_gradient(self.max(logits_RV, -1)))
-        log_total_R1 = self.log(self.sum(self.exp(shifted_RV), -1))
-        picked_R1 = self.pick(shifted_RV, 1, self.reshape(targets_R, (-1, 1)))
-        return self.reshape(self.sub_log(picked_R1, log_total_R1), (-1,))
+        logps_R1 = self.pick(self.log_softmax(logits_RV), 1, self.reshape(targets_R, (-1, 1)))
+        return self.reshape(logps_R1, (-1,))
 
     def construct(self, hidden_RH: Tensor, targets_R: Tensor) -> Tensor:
         if len(self.chunks) == 1:

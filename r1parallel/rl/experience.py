@@ -82,14 +82,15 @@ def batched_logps(
     logps: Callable[[Tensor, Tensor], Tensor] | nn.Cell,
     rows: int,
     experience: Experience,
+    order: np.ndarray,
     desc: str,
     progress: bool,
 ) -> np.ndarray:
-    """Log-probs of all completions, `rows` at a time (N is a multiple of `rows`), float32 [N, C]."""
+    """Log-probs of all completions, float32 [N, C]; `rows` at a time in the given order (N is a multiple of `rows`)."""
     count = len(experience.tokens)
     assert count % rows == 0, (count, rows)
-    parts = []
+    result = np.zeros_like(experience.rollout_logps)
     for first in tqdm(range(0, count, rows), desc=desc, unit="batch", leave=False, disable=not progress):
-        batch = slice(first, first + rows)
-        parts.append(logps(Tensor(experience.tokens[batch]), Tensor(experience.starts[batch])).asnumpy())
-    return np.where(experience.inside, np.concatenate(parts), 0.0).astype(np.float32)
+        batch = order[first : first + rows]
+        result[batch] = logps(Tensor(experience.tokens[batch]), Tensor(experience.starts[batch])).asnumpy()
+    return np.where(experience.inside, result, 0.0).astype(np.float32)

@@ -17,7 +17,7 @@ from r1parallel.monitor.report import write_report
 from r1parallel.parallel.device import setup_device
 from r1parallel.rewards import check_reward_names
 from r1parallel.rl.trainer import GRPOTrainer, StepResult
-from r1parallel.training.inputs import load_inputs
+from r1parallel.training.inputs import fingerprint, load_inputs
 from r1parallel.training.run_folder import RunFolder, Tensors, check_steps_left
 
 
@@ -33,7 +33,7 @@ def run_grpo(config: RunConfig) -> Path:
     setup_device(config.context)
     ms.set_seed(settings.seed)
     trainer = GRPOTrainer(config, inputs.model, inputs.rows, inputs.tokenizer)
-    folder = _open_folder(config, trainer)
+    folder = _run_folder(config, trainer)
     check_steps_left(folder.step, trainer.total, "rl_config.max_steps or rl_config.epochs")
     if folder.tensors:
         trainer.load(folder.tensors["actor"], folder.tensors.get("reference"), str(folder.checkpoints))
@@ -46,6 +46,7 @@ def run_grpo(config: RunConfig) -> Path:
             read_model(reference, inputs.model) if reference and trainer.reference is not None else None,
             actor.load,
         )
+    folder.open()
     _train(config, trainer, folder)
     model_dir = save_model_ranks(
         folder.path / "model",
@@ -60,7 +61,7 @@ def run_grpo(config: RunConfig) -> Path:
     return model_dir
 
 
-def _open_folder(config: RunConfig, trainer: GRPOTrainer) -> RunFolder:
+def _run_folder(config: RunConfig, trainer: GRPOTrainer) -> RunFolder:
     settings = config.rl_config
     board = (
         Path(settings.tensorboard_dir or Path(settings.output_dir) / "tensorboard")
@@ -68,10 +69,11 @@ def _open_folder(config: RunConfig, trainer: GRPOTrainer) -> RunFolder:
         else None
     )
     identity = {
-        "rows": len(trainer.rows.prompt_ids),
+        "data_set": fingerprint(trainer.rows),
         "prompts_per_step": trainer.prompts_per_step,
         "num_generations": trainer.group,
         "seed": settings.seed,
+        "beta": settings.beta,  # 0 keeps no reference model, also not in the checkpoints
     }
     return RunFolder(
         config,

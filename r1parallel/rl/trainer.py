@@ -1,5 +1,6 @@
 """GRPO (Shao et al. 2024): actor, reference and generator of one run, and what one step does with them."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,8 +63,8 @@ class GRPOTrainer:
         self.prompt_length = int(rows.prompt_lengths.max())
         if self.prompt_length > generate.max_prompt_length:
             raise UserError(
-                f"{settings.dataset_file}: has prompts of {self.prompt_length} tokens; generate_config.max_prompt_length "
-                f"is {generate.max_prompt_length}"
+                f"{settings.dataset_file}: has prompts of {self.prompt_length} tokens; "
+                f"generate_config.max_prompt_length is {generate.max_prompt_length}"
             )
         stop_ids = sampling.eos_token_id or tokenizer.stop_ids
         pad_id = tokenizer.pad_token_id if sampling.pad_token_id < 0 else sampling.pad_token_id
@@ -88,7 +89,7 @@ class GRPOTrainer:
             on_policy=updates == 1,
         )
         self.train = TrainStep(loss, self.actor.trainable_params(), config.actor_config.optimizer)
-        # Same graph, same rows as in training: the log-probs come out equal to the last bit.
+        # Same graph, same rows in the same places as in training: the log-probs come out equal to the last bit.
         self._old_logps = self._logps(self.actor, self.micro_rows) if updates > 1 else None
         self._ref_logps = (
             self._logps(self.reference, config.ref_config.ref_model_batch_size) if self.reference else None
@@ -114,7 +115,7 @@ class GRPOTrainer:
     def run_step(self, number: int, timer: PhaseTimer, progress: bool) -> StepResult:
         """Step `number` (from 0): rollout, rewards, log-probs, updates, new weights for the generator."""
         experience, prompts, completions, solutions = self._rollout(number, timer, progress)
-        self._add_logps(experience, timer, progress)
+        self._add_logps(number, experience, timer, progress)
         with timer.phase("update"):
             statistics = self._update(number, experience)
         with timer.phase("sync"):
@@ -156,23 +157,29 @@ class GRPOTrainer:
         experience = collect(prompt_ids, chosen, drawn, scores, self.group, self.prompt_length, self.pad_id)
         return experience, prompts, completions, solutions
 
-    def _add_logps(self, experience: Experience, timer: PhaseTimer, progress: bool) -> None:
+    def _add_logps(self, number: int, experience: Experience, timer: PhaseTimer, progress: bool) -> None:
         if self._old_logps is not None:
             with timer.phase("old_logps"):
+                # A kernel rounds the last elements of an array in another way: take the first pass's order.
+                order = np.concatenate([rows for iteration, rows in self._batches(number) if iteration == 0])
                 experience.old_logps = batched_logps(
-                    self._old_logps, self.micro_rows, experience, "old", progress
+                    self._old_logps, self.micro_rows, experience, order, "old", progress
                 )
         if self._ref_logps is not None:
             rows = self.config.ref_config.ref_model_batch_size
             with timer.phase("reference"):
-                experience.ref_logps = batched_logps(self._ref_logps, rows, experience, "reference", progress)
+                order = np.arange(self.completions_per_step)
+                experience.ref_logps = batched_logps(self._ref_logps, rows, experience, order, "reference", progress)
+
+    def _batches(self, number: int) -> Iterator[tuple[int, np.ndarray]]:
+        settings = self.config.rl_config
+        return update_batches(
+            self.completions_per_step, self.update_rows, settings.num_iterations, [settings.seed, number]
+        )
 
     def _update(self, number: int, experience: Experience) -> TokenStatistics:
         settings, statistics = self.config.rl_config, TokenStatistics()
-        batches = update_batches(
-            self.completions_per_step, self.update_rows, settings.num_iterations, [settings.seed, number]
-        )
-        for iteration, rows in batches:
+        for iteration, rows in self._batches(number):
             lr = learning_rate(self.config.actor_config.lr_schedule, self.train.updates)
             where = f"step {number + 1}"
             run_update(

@@ -83,7 +83,9 @@ def run_update(
             statistics.first_clipped += float(clipped[counted].sum())
             statistics.first_tokens += float(counted.sum())
         if first_pass and counted.any():
-            gap = np.abs(logps - experience.rollout_logps[part])[counted]
+            # The first update has moved the policy; `old_logps` are the training graph's own from before it.
+            before = logps if is_first else experience.old_logps[part]
+            gap = np.abs(before - experience.rollout_logps[part])[counted]
             statistics.gap += gap.sum(dtype=np.float64)
             statistics.gap_tokens += counted.sum()
             statistics.gap_max = max(statistics.gap_max, float(gap.max()))

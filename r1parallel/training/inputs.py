@@ -1,5 +1,6 @@
 """What every training run starts from: sizes, tokenizer and rows that belong together."""
 
+import hashlib
 from dataclasses import dataclass
 
 from r1parallel.data.mindrecord import Rows, read_mindrecord
@@ -25,6 +26,15 @@ def load_inputs(model_config: str, tokenizer_dir: str, dataset_file: str) -> Inp
     """
     model, tokenizer = load_model_config(model_config), load_tokenizer(tokenizer_dir)
     check_tokenizer(tokenizer, model, tokenizer_dir)
+    return Inputs(model, tokenizer, load_rows(dataset_file, model))
+
+
+def load_rows(dataset_file: str, model: ModelConfig) -> Rows:
+    """Read a data set for this model.
+
+    Raises:
+        UserError: it is missing or damaged, or holds ids that the embedding has no row for.
+    """
     rows = read_mindrecord(dataset_file)
     largest = max(int(rows.prompt_ids.max()), int(rows.answer_ids.max(initial=0)))
     if largest >= model.vocab_size:
@@ -32,7 +42,15 @@ def load_inputs(model_config: str, tokenizer_dir: str, dataset_file: str) -> Inp
             f"{dataset_file}: holds token id {largest}, the model's embedding has {model.vocab_size} rows; "
             "was it prepared with this model's tokenizer?"
         )
-    return Inputs(model, tokenizer, rows)
+    return rows
+
+
+def fingerprint(rows: Rows) -> str:
+    """What tells one data set from another, as "32 rows, sha256 0123456789ab"."""
+    digest = hashlib.sha256(repr(rows.solutions).encode())
+    for array in (rows.prompt_ids, rows.prompt_lengths, rows.answer_ids, rows.answer_lengths):
+        digest.update(repr(array.shape).encode() + array.tobytes())
+    return f"{len(rows.solutions)} rows, sha256 {digest.hexdigest()[:12]}"
 
 
 def check_tokenizer(tokenizer: Tokenizer, model: ModelConfig, folder: str) -> None:

@@ -18,7 +18,7 @@ Tensors = dict[str, dict[str, np.ndarray]]
 
 
 class RunFolder:
-    """Opens (or reopens) the folder of one run.
+    """The folder of one run. Making it only reads, so that a refused run changes nothing; `open` starts writing.
 
     Args:
         config: the whole run; written to config.json.
@@ -44,6 +44,7 @@ class RunFolder:
         identity: dict[str, Any],
     ):
         self.path = Path(output_dir)
+        self._config, self._sections, self._tensorboard_dir, self._resume = config, sections, tensorboard_dir, resume
         self.checkpoints = Path(save_dir) if save_dir else self.path / "checkpoints"
         self._identity = identity
         self.step = 0  # steps done when this process starts
@@ -55,11 +56,18 @@ class RunFolder:
             raise UserError(
                 f"{self.checkpoints}: holds checkpoints of a run; go on with --resume_training or choose another folder"
             )
+
+    def open(self) -> None:
+        """Open metrics and samples, cut back to the checkpoint, and write config.json.
+
+        Raises:
+            UserError: the folder holds lines of a run and `resume` is off.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
-        resume_step = self.step if resume else None
-        self.metrics = MetricsWriter(self.path, tensorboard_dir, resume_step)
+        resume_step = self.step if self._resume else None
+        self.metrics = MetricsWriter(self.path, self._tensorboard_dir, resume_step)
         self.samples = SampleLog(self.path, resume_step)
-        settings = {name: value for name, value in asdict(config).items() if name in sections}
+        settings = {name: value for name, value in asdict(self._config).items() if name in self._sections}
         (self.path / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
     def _restore(self) -> None:

@@ -12,7 +12,7 @@ from r1parallel.checkpoint.load import read_model
 from r1parallel.config import RunConfig
 from r1parallel.config.load import SFT_SECTIONS
 from r1parallel.data.batches import RowOrder
-from r1parallel.data.mindrecord import Rows, read_mindrecord
+from r1parallel.data.mindrecord import Rows
 from r1parallel.errors import UserError
 from r1parallel.generation.engine import right_aligned
 from r1parallel.models.config import ModelConfig
@@ -22,7 +22,7 @@ from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
 from r1parallel.monitor.phases import PhaseTimer
 from r1parallel.monitor.report import write_report
 from r1parallel.parallel.device import setup_device
-from r1parallel.training.inputs import load_inputs
+from r1parallel.training.inputs import fingerprint, load_inputs, load_rows
 from r1parallel.training.run_folder import RunFolder, check_steps_left
 from r1parallel.training.schedule import learning_rate
 from r1parallel.training.step import TrainStep
@@ -122,7 +122,10 @@ def run_sft(config: RunConfig) -> Path:
     settings, actor = config.sft_config, config.actor_config
     inputs = load_inputs(actor.model_config, settings.tokenizer_dir, settings.dataset_file)
     model_config, rows = inputs.model, inputs.rows
-    held_out = read_mindrecord(settings.eval_dataset_file) if settings.eval_dataset_file else None
+    held_out = load_rows(settings.eval_dataset_file, model_config) if settings.eval_dataset_file else None
+    _check_answers(settings.dataset_file, rows)
+    if held_out is not None:
+        _check_answers(settings.eval_dataset_file, held_out)
     setup_device(config.context)
     ms.set_seed(settings.seed)
     trainer = SFTTrainer(config, model_config, rows, held_out)
@@ -131,7 +134,7 @@ def run_sft(config: RunConfig) -> Path:
         if settings.tensorboard
         else None
     )
-    identity = {"rows": len(rows.prompt_ids), "update_rows": trainer.update_rows, "seed": settings.seed}
+    identity = {"data_set": fingerprint(rows), "update_rows": trainer.update_rows, "seed": settings.seed}
     folder = RunFolder(
         config, SFT_SECTIONS, settings.output_dir, actor.save, board, settings.resume_training, identity
     )
@@ -144,6 +147,7 @@ def run_sft(config: RunConfig) -> Path:
     else:
         load_parameters(trainer.model, random_values(model_config, settings.seed), "random weights")
     check_steps_left(folder.step, trainer.total, "sft_config.max_steps or sft_config.epochs")
+    folder.open()
     _train(config, trainer, folder)
     model_dir = save_model_folder(
         folder.path / "model",
@@ -156,6 +160,12 @@ def run_sft(config: RunConfig) -> Path:
     if config.monitor_config.report:
         write_report(folder.path, "Supervised fine-tuning")
     return model_dir
+
+
+def _check_answers(file: str, rows: Rows) -> None:
+    empty = int((rows.answer_lengths == 0).sum())
+    if empty:
+        raise UserError(f"{file}: {empty} rows have no answer to learn; prepare it without --prompts_only")
 
 
 def _train(config: RunConfig, trainer: SFTTrainer, folder: RunFolder) -> None:

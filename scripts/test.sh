@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Check everything: ruff, mypy, then all tests with coverage. Stops at the first step that fails.
+#
+#     bash scripts/test.sh                       all of it
+#     bash scripts/test.sh tests/config -k keys  only pytest, with these arguments (paths start at the project root)
+#     R1_PARITY=1 bash scripts/test.sh           also the tests that compare with torch and transformers
+set -euo pipefail
+
+root="$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
+extras=test
+if [[ ${R1_PARITY:-0} == 1 ]]; then extras=test,parity; fi
+python="$(bash "$root/scripts/setup_venv.sh" "$extras")"
+cd -- "$root"
+
+step() {
+    printf '\n== %s\n' "$*"
+    "$python" -m "$@"
+}
+
+warn_of_skips() {
+    local have='from importlib.util import find_spec as f; import sys; sys.exit(not (f("torch") and f("transformers")))'
+    if ! "$python" -c "$have"; then
+        printf '\n!! torch and transformers are not both installed: the parity tests will be SKIPPED.\n'
+        printf '!! To run them too: R1_PARITY=1 bash scripts/test.sh\n'
+    fi
+}
+
+if (($#)); then
+    warn_of_skips
+    step pytest "$@"
+else
+    step ruff check .
+    step ruff format --check .
+    step mypy
+    warn_of_skips
+    step pytest --cov=r1parallel --cov-report=term --cov-fail-under=90
+fi
