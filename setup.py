@@ -21,17 +21,20 @@ INSTALL_REQUIRES = [
     "pyarrow>=18,<22",
     "pyyaml>=6,<7",
     "sentencepiece>=0.2,<0.3",
-    "tensorboardX>=2.6.2,<3",
+    "tensorboardX>=2.6.2.2,<3",
     # transformers 4.57, which the parity tests and mindformers 1.9.0 need, asks for tokenizers 0.22.
     "tokenizers>=0.22,<0.23",
     "tqdm>=4.66,<5",
 ]
 
+# For scripts/build_smollm2.sh and the fixture that makes the same model.
+SMOLLM2_REQUIRES = ["gguf>=0.19,<0.20", "safetensors>=0.4.3,<0.9"]
+
 EXTRAS_REQUIRE = {
     "test": [
         "hypothesis>=6.100,<7",
         "mypy>=2.4,<3",
-        "packaging>=23",
+        "packaging>=24",
         "pytest>=8.2,<10",
         "pytest-cov>=6,<8",
         # The next minor version formats differently.
@@ -40,11 +43,11 @@ EXTRAS_REQUIRE = {
         "setuptools>=68",
         "types-PyYAML>=6,<7",
     ],
-    # Judges of our numbers. Install torch first and by itself (scripts/setup_venv.sh): PyPI's is a CUDA build.
-    "parity": ["torch==2.13.0", "transformers==4.57.1"],
+    # Judges of our numbers, and gguf for a pretrained model to judge with. Install torch first and by itself, as
+    # scripts/setup_venv.sh does: PyPI's is a CUDA build.
+    "parity": ["torch==2.13.0", "transformers==4.57.1", *SMOLLM2_REQUIRES],
     "mindformers": ["mindformers==1.9.0"],
-    # What scripts/build_smollm2.sh needs.
-    "smollm2": ["gguf>=0.19,<0.20", "safetensors>=0.4.3,<0.9"],
+    "smollm2": SMOLLM2_REQUIRES,
 }
 
 

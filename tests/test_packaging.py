@@ -54,7 +54,7 @@ def imported_distributions(paths: Iterable[Path]) -> set[str]:
 
 
 def test_what_is_imported_is_required_and_nothing_else(settings):
-    imported = imported_distributions([*PACKAGE.rglob("*.py"), *ENTRIES])
+    imported = imported_distributions([*PACKAGE.rglob("*.py"), *ENTRIES, *(ROOT / "scripts").glob("*.py")])
     assert imported == names(settings["install_requires"])
 
 

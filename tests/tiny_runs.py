@@ -1,9 +1,13 @@
 """A toy model with arithmetic data, and the command lines that train it: what several test folders share."""
 
+import atexit
 import json
 import runpy
+import shutil
 import sys
+import tempfile
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from unittest import mock
@@ -34,6 +38,7 @@ SIZES = {
 MODEL = ModelConfig(**SIZES)
 STOP_ID = 1  # <|im_end|> of the character tokenizer
 PROMPT_SLOTS, ANSWER_SLOTS = 6, 24
+GRPO_STEPS = 12  # of the run that tests/commands compares others with
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,14 @@ class TinyInputs:
     checkpoint: Path
 
 
-def write_inputs(folder: Path) -> TinyInputs:
-    """Data sets of 32, 32 and 10 problems of one or two digits, the character tokenizer, and a random model."""
+@cache
+def tiny_inputs() -> TinyInputs:
+    """Data sets of 32, 32 and 10 problems of one or two digits, the character tokenizer, and a random model.
+
+    Written once a process (a MindRecord file takes 50 MB) and removed at its end; tests only read them.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="r1parallel-tests-"))
+    atexit.register(shutil.rmtree, folder)
     inputs = TinyInputs(
         folder,
         folder / "train.mindrecord",
@@ -81,6 +92,7 @@ def grpo_flags(inputs: TinyInputs, output: Path, **changes: object) -> list[str]
         "rl_config.dataset_file": inputs.train,
         "rl_config.tokenizer_dir": inputs.tokenizer,
         "rl_config.output_dir": output,
+        "rl_config.save_strategy_dir": output / "strategy",
         "rl_config.max_steps": 4,
         "rl_config.batch_size": 4,
         "rl_config.num_generations": 4,

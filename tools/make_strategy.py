@@ -2,16 +2,12 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from r1parallel.errors import run_command
 from r1parallel.models.config import load_model_config
 from r1parallel.parallel.layout import ModelLayout
 from r1parallel.parallel.mesh import Mesh
-from r1parallel.parallel.strategy import merge_strategy_files, write_strategy_files
-
-# Which model of a GRPO run → what its folder and merged file are called.
-_NAMES = {"actor": "train_policy", "ref": "infer_ref", "generate": "infer_policy"}
+from r1parallel.parallel.strategy import STRATEGY_NAMES, write_model_strategies
 
 
 def main(argv: Sequence[str]) -> None:
@@ -19,7 +15,7 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--model_config", required=True, help="model.yaml, config.json or a folder with one")
     parser.add_argument("--output_dir", default="./strategy/", help="default: %(default)s")
-    parser.add_argument("--model", choices=list(_NAMES), default="actor", help="default: %(default)s")
+    parser.add_argument("--model", choices=list(STRATEGY_NAMES), default="actor", help="default: %(default)s")
     parser.add_argument("--dp", type=int, default=1, help="data_parallel")
     parser.add_argument("--tp", type=int, default=1, help="model_parallel")
     parser.add_argument("--pp", type=int, default=1, help="pipeline_stage")
@@ -27,10 +23,8 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     mesh = Mesh(dp=args.dp, pp=args.pp, tp=args.tp)
     layout = ModelLayout(load_model_config(args.model_config), mesh, args.enable_parallel_optimizer)
-    name, output = _NAMES[args.model], Path(args.output_dir)
-    write_strategy_files(layout, output / f"{name}_strategy")
-    merge_strategy_files(output / f"{name}_strategy", output / "merge_strategy" / f"{name}_merged_strategy.ckpt")
-    print(f"wrote {mesh.world_size} strategy files to {output / f'{name}_strategy'}")
+    folder = write_model_strategies(layout, args.model, args.output_dir)
+    print(f"wrote {mesh.world_size} strategy files to {folder}")
 
 
 if __name__ == "__main__":

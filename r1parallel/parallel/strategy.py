@@ -18,6 +18,10 @@ _MERGED_NAME = re.compile(r"(\d+)-(.+)")
 _CURRENT_STAGE, _CURRENT_STAGE_MERGED = 2, 1
 
 
+# Which model of a GRPO run → what its folder and merged file are called.
+STRATEGY_NAMES = {"actor": "train_policy", "ref": "infer_ref", "generate": "infer_policy"}
+
+
 def write_strategy_files(layout: Layout, output_dir: str | Path) -> list[Path]:
     """Write `strategy_<rank>.ckpt` for every rank; older ones of a larger world are removed.
 
@@ -35,6 +39,24 @@ def write_strategy_files(layout: Layout, output_dir: str | Path) -> list[Path]:
         if rank >= layout.world_size:
             file.unlink()
     return files
+
+
+def write_model_strategies(layout: Layout, model: str, output_dir: str | Path) -> Path:
+    """Write the files of one of a run's models, and the merged file, under the names users know.
+
+    Args:
+        layout: of that model.
+        model: a key of `STRATEGY_NAMES`.
+        output_dir: gets `<name>_strategy/strategy_<rank>.ckpt` and `merge_strategy/<name>_merged_strategy.ckpt`.
+
+    Returns:
+        The folder of the rank files.
+    """
+    name, output_dir = STRATEGY_NAMES[model], Path(output_dir)
+    folder = output_dir / f"{name}_strategy"
+    write_strategy_files(layout, folder)
+    merge_strategy_files(folder, output_dir / "merge_strategy" / f"{name}_merged_strategy.ckpt")
+    return folder
 
 
 def merge_strategy_files(src_dir: str | Path, merged_file: str | Path) -> None:

@@ -47,6 +47,9 @@ def run_grpo(config: RunConfig) -> Path:
             actor.load,
         )
     folder.open()
+    layout = ModelLayout(inputs.model, Mesh(dp=1, pp=1, tp=1))
+    for model in STRATEGY_NAMES:
+        write_model_strategies(layout, model, settings.save_strategy_dir)
     _train(config, trainer, folder)
     model_dir = save_model_ranks(
         folder.path / "model",

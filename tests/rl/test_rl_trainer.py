@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from mindspore import Tensor
-from tiny_runs import MODEL, SIZES, STOP_ID, grpo_config, write_inputs
+from tiny_runs import MODEL, SIZES, STOP_ID, grpo_config, tiny_inputs
 
 from r1parallel.checkpoint.load import read_model
 from r1parallel.data.mindrecord import read_mindrecord
@@ -30,8 +30,8 @@ def share_of_sevens(prompts, completions, solution):
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory, mindspore_cpu):
-    return write_inputs(tmp_path_factory.mktemp("inputs"))
+def inputs(mindspore_cpu):
+    return tiny_inputs()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,0 +1,209 @@
+"""The rollout engine on a small random model, against the same model without a cache."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from r1parallel.config.schema import SamplingConfig
+from r1parallel.errors import UserError
+from r1parallel.generation.engine import Completions, RolloutEngine, right_aligned
+from r1parallel.models.parameters import load_parameters
+from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
+
+PROMPT_SLOTS, TOKENS, ROWS = 9, 7, 4
+PROMPT_LENGTHS = (3, 9, 1, 6, 5, 2)  # not a multiple of ROWS: the last batch is filled up
+PAD_ID = 0
+STOP_IDS = [3, 11, 20]
+GREEDY = SamplingConfig(max_tokens=TOKENS, temperature=0.0)
+SAMPLED = SamplingConfig(max_tokens=TOKENS)
+
+
+@pytest.fixture(scope="module")
+def values(tiny_config, noisy_values) -> dict[str, np.ndarray]:
+    return noisy_values(tiny_config, seed=4)
+
+
+@pytest.fixture(scope="module")
+def make_engine(mindspore_cpu, tiny_config, values) -> Callable[..., RolloutEngine]:
+    """make_engine(sampling, stop_ids, rows, pad_id); each is made once."""
+    made: dict[str, RolloutEngine] = {}
+
+    def make(sampling=GREEDY, stop_ids=(), rows=ROWS, pad_id=PAD_ID) -> RolloutEngine:
+        key = repr((sampling, stop_ids, rows, pad_id))
+        if key not in made:
+            made[key] = RolloutEngine(tiny_config, sampling, rows, PROMPT_SLOTS, stop_ids, pad_id)
+            load_parameters(made[key].model, values, "random values")
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def prompts(tiny_config) -> list[list[int]]:
+    rng = np.random.default_rng(5)
+    return [rng.integers(0, tiny_config.vocab_size, length).tolist() for length in PROMPT_LENGTHS]
+
+
+@pytest.fixture(scope="module")
+def full_logits(mindspore_cpu, tiny_config, values) -> Callable[..., np.ndarray]:
+    """(prompts, tokens [N, C]) → logits that predict each of the tokens, [N, C, V], in one pass without a cache."""
+    model = Qwen2ForCausalLM(tiny_config, PROMPT_SLOTS + TOKENS)
+    load_parameters(model, values, "random values")
+    model.set_train(False)
+    slots = Tensor(np.arange(PROMPT_SLOTS + TOKENS, dtype=np.int32))
+
+    def compute(prompts, tokens) -> np.ndarray:
+        padded, starts = right_aligned(prompts, PROMPT_SLOTS, PAD_ID)
+        every = np.concatenate([padded, tokens.astype(np.int32)], axis=1)
+        logits = model(Tensor(every), slots, Tensor(starts)).asnumpy()
+        return logits.reshape(len(prompts), PROMPT_SLOTS + TOKENS, -1)[:, PROMPT_SLOTS - 1 : -1]
+
+    return compute
+
+
+@pytest.fixture(scope="module")
+def greedy(make_engine, prompts) -> Completions:
+    return make_engine().generate(prompts, 0, range(len(prompts)))
+
+
+@pytest.fixture(scope="module")
+def sampled(make_engine, prompts) -> Completions:
+    """Never stopped."""
+    return make_engine(SAMPLED).generate(prompts, 0, range(len(prompts)))
+
+
+def recompute_greedily(full_logits, prompts, choose=lambda step, logits, before: logits.argmax(-1)) -> np.ndarray:
+    """Decode with the whole sequence computed anew for every token."""
+    tokens = np.zeros((len(prompts), TOKENS), np.int32)
+    for step in range(TOKENS):
+        tokens[:, step] = choose(step, full_logits(prompts, tokens)[:, step].copy(), tokens[:, :step])
+    return tokens
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def test_greedy_decoding_equals_recomputing_everything_at_each_step(greedy, full_logits, prompts):
+    expected = recompute_greedily(full_logits, prompts)
+    assert len(np.unique(expected)) > 5  # a model that always says the same would prove little
+    np.testing.assert_array_equal(greedy.tokens, expected)
+    assert greedy.lengths.tolist() == [TOKENS] * len(prompts)
+    assert not greedy.stopped.any()
+
+
+@pytest.mark.parametrize("name", ["greedy", "sampled"])
+def test_log_probs_equal_those_of_a_full_forward(name, full_logits, prompts, request):
+    drawn: Completions = request.getfixturevalue(name)
+    logps = log_softmax(full_logits(prompts, drawn.tokens))
+    expected = np.take_along_axis(logps, drawn.tokens[:, :, None], axis=2)[:, :, 0]
+    np.testing.assert_allclose(drawn.logps, expected, rtol=0, atol=1e-5)
+
+
+def test_types_and_shapes(sampled, prompts):
+    assert sampled.tokens.dtype == sampled.lengths.dtype == np.int32
+    assert sampled.logps.dtype == np.float32
+    assert sampled.tokens.shape == sampled.logps.shape == (len(prompts), TOKENS)
+    assert sampled.ids(1) == sampled.tokens[1].tolist()
+
+
+@pytest.mark.parametrize("pad_id", [PAD_ID, STOP_IDS[0]], ids=["pad", "pad is a stop id"])
+def test_the_first_stop_id_ends_a_completion_and_is_kept(make_engine, prompts, sampled, pad_id):
+    drawn = make_engine(SAMPLED, STOP_IDS, pad_id=pad_id).generate(prompts, 0, range(len(prompts)))
+    ended = 0
+    for row in range(len(prompts)):
+        free = sampled.tokens[row].tolist()
+        first = next((i for i, token in enumerate(free) if token in STOP_IDS), None)
+        length = TOKENS if first is None else first + 1
+        ended += length < TOKENS
+        assert drawn.lengths[row] == length
+        assert drawn.stopped[row] == (first is not None)
+        assert drawn.ids(row) == free[:length]
+        assert drawn.tokens[row, length:].tolist() == [pad_id] * (TOKENS - length)
+        assert (drawn.logps[row, length:] == 0.0).all()
+        np.testing.assert_allclose(drawn.logps[row, :length], sampled.logps[row, :length], rtol=0, atol=1e-6)
+    assert 2 <= ended < len(prompts)  # both kinds occur
+
+
+def test_generation_ends_when_every_row_has(make_engine, prompts, sampled, monkeypatch):
+    """Also where the last batch is filled up: only its real rows count."""
+    stop_ids = sorted({*sampled.tokens[:4, 2].tolist(), *sampled.tokens[4:, 1].tolist()})
+    engine = make_engine(SAMPLED, stop_ids)
+    launch, launches = engine._next_token, []
+    monkeypatch.setattr(engine, "_next_token", lambda *inputs: launches.append(inputs[0].shape) or launch(*inputs))
+    drawn = engine.generate(prompts, 0, range(len(prompts)))
+    assert drawn.stopped.all()
+    assert len(launches) == drawn.lengths[:4].max() + drawn.lengths[4:].max() < 2 * TOKENS
+    assert launches.count((ROWS, PROMPT_SLOTS)) == 2
+
+
+@pytest.mark.parametrize("rows", [1, ROWS, 8])
+def test_a_sample_does_not_depend_on_batch_or_order(make_engine, prompts, sampled, rows):
+    order = [4, 0, 5, 2, 1, 3]
+    drawn = make_engine(SAMPLED, rows=rows).generate([prompts[i] for i in order], 0, order)
+    np.testing.assert_array_equal(drawn.tokens, sampled.tokens[order])
+    np.testing.assert_allclose(drawn.logps, sampled.logps[order], rtol=0, atol=1e-5)
+
+
+def test_samples_of_one_prompt_differ_and_so_do_seeds(make_engine, prompts, sampled):
+    engine = make_engine(SAMPLED)
+    group = engine.generate([prompts[0]] * ROWS, 0, [0, 1, 2, 3])
+    assert len({tuple(row) for row in group.tokens.tolist()}) == ROWS
+    assert group.ids(0) == sampled.ids(0)
+    again = engine.generate(prompts, 1, range(len(prompts)))
+    assert (again.tokens != sampled.tokens).any(axis=1).all()
+
+
+def test_penalty_and_min_tokens_against_numpy(make_engine, prompts, full_logits):
+    """Greedy, so that every choice can be followed: the penalty sees prompt and completion, stop ids come late."""
+    penalty, min_tokens, stop_ids = 1.5, 3, list(range(0, 37, 2))  # half of the vocabulary would end it at once
+    sampling = SamplingConfig(
+        max_tokens=TOKENS, temperature=0.0, repetition_penalty=penalty, min_tokens=min_tokens, eos_token_id=[]
+    )
+    drawn = make_engine(sampling, stop_ids).generate(prompts, 0, range(len(prompts)))
+
+    def choose(step, logits, before):
+        for row, prompt in enumerate(prompts):
+            for token in {*prompt, *before[row].tolist()}:
+                logits[row, token] *= 1 / penalty if logits[row, token] > 0 else penalty
+        if step < min_tokens:
+            logits[:, stop_ids] = -np.inf
+        return logits.argmax(-1)
+
+    expected = recompute_greedily(full_logits, prompts, choose)
+    for row in range(len(prompts)):
+        assert drawn.ids(row) == expected[row, : drawn.lengths[row]].tolist()
+    assert drawn.lengths.min() == min_tokens + 1
+    assert drawn.stopped.any()
+
+
+def test_other_prompts_compile_nothing_new(make_engine, prompts):
+    engine = make_engine(SAMPLED)
+    engine.generate(prompts, 0, range(len(prompts)))
+    compiled = set(engine._next_token.compile_cache)
+    assert len(compiled) == 2  # one graph for the prompts, one for a further token
+    engine.generate([prompts[2]], 1, [9])
+    engine.generate([[1], [2, 3], [4] * PROMPT_SLOTS] * 3, 2, range(9))
+    assert engine._next_token.compile_cache == compiled
+
+
+@pytest.mark.parametrize("prompt", [[], [1] * (PROMPT_SLOTS + 1)], ids=["empty", "too long"])
+def test_prompts_that_do_not_fit_are_refused(make_engine, prompt):
+    with pytest.raises(UserError, match=rf"prompt 1 has {len(prompt)} tokens; 1 to {PROMPT_SLOTS}"):
+        make_engine().generate([[5], prompt], 0, [0, 1])
+
+
+def test_more_slots_than_positions_are_refused(tiny_config):
+    assert tiny_config.max_position_embeddings == 40
+    with pytest.raises(UserError, match=r"prompt length 30 \+ max_tokens 11 .* 40; shorten"):
+        RolloutEngine(tiny_config, SamplingConfig(max_tokens=11), 1, 30, [], 0)
+
+
+def test_prompts_are_pushed_to_the_right():
+    tokens, starts = right_aligned([[1, 2, 3], [4]], 4, pad_id=9)
+    assert tokens.tolist() == [[9, 1, 2, 3], [9, 9, 9, 4]]
+    assert starts.tolist() == [1, 3]
+    assert tokens.dtype == starts.dtype == np.int32
