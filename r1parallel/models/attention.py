@@ -22,12 +22,12 @@ class Rotate(nn.Cell):
         self.mul, self.sub, self.add = ops.Mul(), ops.Sub(), ops.Add()
         self.join = ops.Concat(-1)
 
-    def construct(self, x_BNSD: Tensor, cos_B1SD: Tensor, sin_B1SD: Tensor) -> Tensor:
+    def construct(self, x_BNSD: Tensor, cos_BNSD: Tensor, sin_BNSD: Tensor) -> Tensor:
         left, right = self.split(x_BNSD)
         return self.join(
             (
-                self.sub(self.mul(left, cos_B1SD), self.mul(right, sin_B1SD)),
-                self.add(self.mul(right, cos_B1SD), self.mul(left, sin_B1SD)),
+                self.sub(self.mul(left, cos_BNSD), self.mul(right, sin_BNSD)),
+                self.add(self.mul(right, cos_BNSD), self.mul(left, sin_BNSD)),
             )
         )
 
@@ -65,22 +65,17 @@ class Attention(nn.Cell):
         """The keys and values to attend to, [B, M, K, D] each."""
         return k_BMSD, v_BMSD
 
-    def construct(
-        self, x_TH: Tensor, cos_B1SD: Tensor, sin_B1SD: Tensor, mask_B11SK: Tensor, slots_S: Tensor
-    ) -> Tensor:
-        rows, queries = cos_B1SD.shape[0], cos_B1SD.shape[2]
-        q = self.rotate(self.heads(self.wq(x_TH), self.num_heads, rows, queries), cos_B1SD, sin_B1SD)
-        k = self.rotate(self.heads(self.wk(x_TH), self.num_kv_heads, rows, queries), cos_B1SD, sin_B1SD)
+    def construct(self, x_TH: Tensor, geometry: tuple[Tensor, ...], slots_S: Tensor) -> Tensor:
+        """x_TH, what `Geometry` made, slots_S → [T, H]."""
+        cos_q, sin_q, cos_k, sin_k, mask = geometry
+        rows, queries = cos_q.shape[0], cos_q.shape[2]
+        q = self.rotate(self.heads(self.wq(x_TH), self.num_heads, rows, queries), cos_q, sin_q)
+        k = self.rotate(self.heads(self.wk(x_TH), self.num_kv_heads, rows, queries), cos_k, sin_k)
         v = self.heads(self.wv(x_TH), self.num_kv_heads, rows, queries)
         k_BMKD, v_BMKD = self.keys_values(k, v, slots_S)
         # The G query heads of one key head stand one below the other: no copy of k and v is made.
-        q = self.reshape(
-            self.scale(q, self.factor), (rows, self.num_kv_heads, self.group * queries, self.head_dim)
-        )
-        scores = self.scores(q, k_BMKD)
-        scores = self.reshape(scores, (rows, self.num_kv_heads, self.group, queries, -1))
-        weights = self.softmax(self.add_mask(scores, mask_B11SK))
-        weights = self.reshape(weights, (rows, self.num_kv_heads, self.group * queries, -1))
+        q = self.reshape(self.scale(q, self.factor), (rows, self.num_kv_heads, self.group * queries, self.head_dim))
+        weights = self.softmax(self.add_mask(self.scores(q, k_BMKD), mask))
         mixed = self.weighted_sum(weights, v_BMKD)
         mixed_BNSD = self.reshape(mixed, (rows, self.num_heads, queries, self.head_dim))
         mixed_BSND = self.from_heads(mixed_BNSD, (0, 2, 1, 3))

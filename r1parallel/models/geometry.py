@@ -10,20 +10,24 @@ from mindspore import Tensor, nn, ops
 
 from r1parallel.models.config import ModelConfig
 
-# Added to the score of a key that must not be seen. Finite, so that a padding row, which sees no key at all, stays finite.
+# Added to the score of a key that must not be seen. Finite: a padding row, which sees no key at all, must stay finite.
 _MASKED = -1e9
 
 
 class Geometry(nn.Cell):
     """Slots of the queries and starts of the rows → rotary cosines and sines, and the mask.
 
+    All are tiled over the heads here, once for all layers; see layers.py for why no layer may broadcast them.
+
     Args:
-        config: sizes of the model.
+        config: sizes of the model: N heads, M key/value heads, G = N / M, head size 2D.
         num_keys: K, how many slots can be attended to.
     """
 
     def __init__(self, config: ModelConfig, num_keys: int):
         super().__init__()
+        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
+        self.group = config.num_heads // config.num_kv_heads
         exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
         frequencies = (1.0 / np.float32(config.rope_theta) ** exponents).astype(np.float32)
         self.frequencies = Tensor(frequencies.reshape(1, 1, 1, -1))
@@ -34,17 +38,28 @@ class Geometry(nn.Cell):
         self.after, self.before, self.both = ops.GreaterEqual(), ops.LessEqual(), ops.LogicalAnd()
         self.select = ops.Select()
         self.visible, self.hidden = Tensor(0.0, ms.float32), Tensor(_MASKED, ms.float32)
-        self.reshape = ops.Reshape()
+        self.reshape, self.tile_heads, self.tile_mask = ops.Reshape(), ops.Tile(), ops.Tile()
 
-    def construct(self, slots_S: Tensor, starts_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """slots_S int32, starts_B int32 → cos_B1SD, sin_B1SD (D: half a head) and mask_B11SK, added to the scores."""
+    def construct(self, slots_S: Tensor, starts_B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """slots_S int32, starts_B int32 → cos and sin [B, N, S, D] for queries, [B, M, S, D] for keys, mask.
+
+        The mask, [B, M, G·S, K], is added to the scores.
+        """
         rows, queries = starts_B.shape[0], slots_S.shape[0]
         starts_B1 = self.reshape(starts_B, (rows, 1))
         positions_BS = self.clip(self.sub(self.reshape(slots_S, (1, queries)), starts_B1), 0)
         positions_B1S1 = self.reshape(self.cast(positions_BS, ms.float32), (rows, 1, queries, 1))
         angles_B1SD = self.angle(positions_B1S1, self.frequencies)
+        cos_B1SD, sin_B1SD = self.cos(angles_B1SD), self.sin(angles_B1SD)
         started_B1K = self.after(self.key_slots, self.reshape(starts_B, (rows, 1, 1)))
         causal_1SK = self.before(self.key_slots, self.reshape(slots_S, (1, queries, 1)))
         seen_BSK = self.both(started_B1K, causal_1SK)
         mask_BSK = self.select(seen_BSK, self.visible, self.hidden)
-        return self.cos(angles_B1SD), self.sin(angles_B1SD), self.reshape(mask_BSK, (rows, 1, 1, queries, -1))
+        mask_B1SK = self.reshape(mask_BSK, (rows, 1, queries, -1))
+        return (
+            self.tile_heads(cos_B1SD, (1, self.num_heads, 1, 1)),
+            self.tile_heads(sin_B1SD, (1, self.num_heads, 1, 1)),
+            self.tile_heads(cos_B1SD, (1, self.num_kv_heads, 1, 1)),
+            self.tile_heads(sin_B1SD, (1, self.num_kv_heads, 1, 1)),
+            self.tile_mask(mask_B1SK, (1, self.num_kv_heads, self.group, 1)),
+        )

@@ -3,6 +3,8 @@
 Shape letters: B rows, P prompt slots, C completion slots, R = B·C, H hidden, V vocabulary.
 """
 
+from itertools import pairwise
+
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
@@ -26,7 +28,7 @@ class TokenLogps(nn.Cell):
         self.model = model
         wanted = min(_MAX_CHUNKS, max(1, rows * model.config.vocab_size // _CHUNK_ELEMENTS))
         edges = [rows * i // wanted for i in range(wanted + 1)]
-        self.chunks = tuple(zip(edges[:-1], edges[1:], strict=True))
+        self.chunks = tuple(pairwise(edges))
         self.hidden_size = model.config.hidden_size
         self.slice_rows, self.slice_targets = ops.StridedSlice(), ops.StridedSlice()
         self.cast = ops.Cast()
@@ -73,7 +75,7 @@ class CompletionLogps(nn.Cell):
         )
 
     def construct(self, tokens_BS: Tensor, starts_B: Tensor) -> Tensor:
-        """tokens_BS int32, starts_B int32 → logps_BC fp32. Slots past a completion's end hold values without meaning."""
+        """tokens_BS int32, starts_B int32 → logps_BC fp32. What stands past a completion's end has no meaning."""
         prompt, completion, size = self.prompt_length, self.completion_length, self.model.config.hidden_size
         hidden_TH = self.model.hidden(tokens_BS, self.slots, starts_B)
         hidden_BSH = self.reshape(hidden_TH, (self.rows, prompt + completion, size))

@@ -24,8 +24,8 @@ class Block(nn.Cell):
         self.feed_forward = FeedForward(config.hidden_size, config.intermediate_size)
         self.add_attention, self.add_feed_forward = ops.Add(), ops.Add()
 
-    def construct(self, x_TH: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, slots_S: Tensor) -> Tensor:
-        x_TH = self.add_attention(x_TH, self.attention(self.attention_norm(x_TH), cos, sin, mask, slots_S))
+    def construct(self, x_TH: Tensor, geometry: tuple[Tensor, ...], slots_S: Tensor) -> Tensor:
+        x_TH = self.add_attention(x_TH, self.attention(self.attention_norm(x_TH), geometry, slots_S))
         return self.add_feed_forward(x_TH, self.feed_forward(self.ffn_norm(x_TH)))
 
 
@@ -48,10 +48,10 @@ class Qwen2Model(nn.Cell):
 
     def construct(self, tokens_BS: Tensor, slots_S: Tensor, starts_B: Tensor) -> Tensor:
         """tokens_BS, slots_S, starts_B int32 → hidden_TH."""
-        cos, sin, mask = self.geometry(slots_S, starts_B)
+        geometry = self.geometry(slots_S, starts_B)
         x_TH = self.tok_embeddings(self.reshape(tokens_BS, (-1,)))
         for layer in self.layers:
-            x_TH = layer(x_TH, cos, sin, mask, slots_S)
+            x_TH = layer(x_TH, geometry, slots_S)
         return self.norm_out(x_TH)
 
 
