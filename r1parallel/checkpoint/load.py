@@ -6,11 +6,13 @@ import numpy as np
 
 from r1parallel.checkpoint.dtypes import cast
 from r1parallel.checkpoint.names import from_hf
-from r1parallel.checkpoint.tensor_file import open_checkpoint
+from r1parallel.checkpoint.tensor_file import Checkpoint, open_checkpoint
 from r1parallel.errors import UserError
 from r1parallel.models.config import ModelConfig, load_model_config
 
 _HF_EMBEDDING = "model.embed_tokens.weight"
+_HEAD = "lm_head.weight"
+_ROTARY_BUFFER = "rotary_emb.inv_freq"  # old checkpoints store it; it follows from the sizes
 
 
 def read_model(path: str | Path, config: ModelConfig) -> dict[str, np.ndarray]:
@@ -21,15 +23,15 @@ def read_model(path: str | Path, config: ModelConfig) -> dict[str, np.ndarray]:
         config: which names and shapes to expect.
 
     Raises:
-        UserError: damaged file; a tensor is missing, extra or mis-shaped.
+        UserError: damaged file; a tensor is missing, extra or mis-shaped, or a tied model has a head of its own.
     """
     checkpoint = open_checkpoint(path)
     names = {name: name for name in checkpoint}
     if _HF_EMBEDDING in checkpoint:
-        head_is_copy = config.tie_word_embeddings and "lm_head.weight" in checkpoint
-        names = {
-            from_hf(name): name for name in checkpoint if not (head_is_copy and name == "lm_head.weight")
-        }
+        names = {from_hf(name): name for name in checkpoint if not name.endswith(_ROTARY_BUFFER)}
+        if config.tie_word_embeddings and _HEAD in names:
+            _check_copy(path, checkpoint)
+            del names[_HEAD]
     shapes = config.parameter_shapes()
     for name in sorted(set(shapes) ^ set(names)):
         kind = "is missing" if name in shapes else "does not belong to this model"
@@ -39,6 +41,15 @@ def read_model(path: str | Path, config: ModelConfig) -> dict[str, np.ndarray]:
             found = checkpoint[names[name]].shape
             raise UserError(f"{path}: tensor {names[name]} has shape {found}, the model wants {shape}")
     return {name: cast(checkpoint[names[name]].read(), "F32", name) for name in shapes}
+
+
+def _check_copy(path: str | Path, checkpoint: Checkpoint) -> None:
+    """A tied model may store its head too, as long as it is the embedding."""
+    if not np.array_equal(checkpoint[_HEAD].read(), checkpoint[_HF_EMBEDDING].read()):
+        raise UserError(
+            f"{path}: {_HEAD} differs from {_HF_EMBEDDING}, but the model configuration says tie_word_embeddings; "
+            "set it to false if the head was trained on its own"
+        )
 
 
 def config_beside(path: str | Path) -> ModelConfig:

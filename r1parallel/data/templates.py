@@ -1,6 +1,6 @@
 """From a question to the prompt that the model reads."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NoReturn
 
@@ -17,6 +17,11 @@ _R1_SYSTEM = (
 )
 _BOXED_SYSTEM = "Solve the problem step by step and put the final answer in \\boxed{}."
 _GSM8K_INSTRUCTION = 'Finish with a last line of the form "#### number".'
+# Worked problems that a small model can imitate: our own, in GSM8K's form.
+_GSM8K_SHOTS = (
+    ("Tom has 3 apples. He buys 4 more. How many apples does he have?", "He has 3 + 4 = 7 apples.\n#### 7"),
+    ("A pen costs 2 dollars. How much do 5 pens cost?", "They cost 5 * 2 = 10 dollars.\n#### 10"),
+)
 
 
 def _chatml(system: str) -> Callable[[str, Tokenizer], str]:
@@ -30,14 +35,20 @@ def _chatml(system: str) -> Callable[[str, Tokenizer], str]:
     return build
 
 
-def _chat(question: str, tokenizer: Tokenizer) -> str:
+def _chat(question: str, tokenizer: Tokenizer, shots: Sequence[tuple[str, str]] = ()) -> str:
+    messages = [
+        {"role": role, "content": text}
+        for shot in shots
+        for role, text in zip(("user", "assistant"), shot, strict=True)
+    ]
+    messages.append({"role": "user", "content": question})
     if tokenizer.chat_template is None:
         raise UserError(
-            "the tokenizer folder has no chat_template; choose a --prompt_type other than chat and chat_gsm8k"
+            "the tokenizer folder has no chat_template; choose a --prompt_type that does not begin with chat"
         )
     try:
         return _compiled(tokenizer.chat_template).render(
-            messages=[{"role": "user", "content": question}],
+            messages=messages,
             add_generation_prompt=True,
             **tokenizer.special_tokens,
         )
@@ -67,6 +78,7 @@ _TEMPLATES: dict[str, Callable[[str, Tokenizer], str]] = {
     "qwen_boxed": _chatml(_BOXED_SYSTEM),
     "chat": _chat,
     "chat_gsm8k": lambda question, tokenizer: _chat(f"{question}\n{_GSM8K_INSTRUCTION}", tokenizer),
+    "chat_gsm8k_shots": lambda question, tokenizer: _chat(question, tokenizer, _GSM8K_SHOTS),
 }
 PROMPT_TYPES = tuple(_TEMPLATES)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ def read_prompts(path: str | Path) -> list[str]:
     if not path.is_file():
         raise UserError(f"{path}: no such prompts file")
     prompts = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="strict").splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):  # bytes: only a line feed ends a line
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode("utf-8-sig"))
         except ValueError as error:
             raise UserError(f"{path}:{number}: no JSON: {error}") from None
         if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"]:
@@ -36,12 +37,21 @@ def read_prompts(path: str | Path) -> list[str]:
 
 
 def write_lines(path: str | Path, rows: list[dict[str, Any]]) -> None:
-    """Write JSON lines, whole or not at all."""
+    """Write JSON lines, whole or not at all.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise UserError(f"{path}: cannot be written: {error.strerror}; choose another --output") from None
 
 
 def generate_file(

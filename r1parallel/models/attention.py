@@ -6,6 +6,7 @@ Shape letters: B rows, S queries, K keys, N heads, M key/value heads, G = N / M,
 import math
 
 import mindspore as ms
+import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
@@ -33,9 +34,9 @@ class Rotate(nn.Cell):
 
 
 class Attention(nn.Cell):
-    """Softmax(q·kᵀ/√D + mask)·v over the keys of this very call."""
+    """Softmax(q·kᵀ/√D + mask)·v over the keys of this very call; `transposed` as in `Linear`."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, transposed: bool = False):
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_dim = (
             config.num_heads,
@@ -43,10 +44,10 @@ class Attention(nn.Cell):
             config.head_dim,
         )
         self.group = config.num_heads // config.num_kv_heads
-        self.wq = Linear(config.hidden_size, config.hidden_size, has_bias=True)
-        self.wk = Linear(config.hidden_size, config.kv_size, has_bias=True)
-        self.wv = Linear(config.hidden_size, config.kv_size, has_bias=True)
-        self.wo = Linear(config.hidden_size, config.hidden_size)
+        self.wq = Linear(config.hidden_size, config.hidden_size, has_bias=True, transposed=transposed)
+        self.wk = Linear(config.hidden_size, config.kv_size, has_bias=True, transposed=transposed)
+        self.wv = Linear(config.hidden_size, config.kv_size, has_bias=True, transposed=transposed)
+        self.wo = Linear(config.hidden_size, config.hidden_size, transposed=transposed)
         self.rotate = Rotate()
         self.reshape = ops.Reshape()
         self.to_heads, self.from_heads = ops.Transpose(), ops.Transpose()
@@ -59,6 +60,8 @@ class Attention(nn.Cell):
 
     def heads(self, x_TX: Tensor, num_heads: int, rows: int, queries: int) -> Tensor:
         """[T, num_heads·D] → [B, num_heads, S, D]."""
+        if queries == 1:
+            return self.reshape(x_TX, (rows, num_heads, 1, self.head_dim))
         return self.to_heads(self.reshape(x_TX, (rows, queries, num_heads, self.head_dim)), (0, 2, 1, 3))
 
     def keys_values(self, k_BMSD: Tensor, v_BMSD: Tensor, slots_S: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,15 +95,18 @@ class CachedAttention(Attention):
     """
 
     def __init__(self, config: ModelConfig, rows: int, num_keys: int):
-        super().__init__(config)
-        # Slots first: one ScatterUpdate writes all rows, and it can be split over rows (dp) and key heads (tp).
-        shape = (num_keys, rows, config.num_kv_heads, config.head_dim)
+        super().__init__(config, transposed=True)
+        # One row a slot: a write needs no transposition, and reading all slots of a head is only a reshape.
+        shape = (rows * config.num_kv_heads * num_keys, config.head_dim)
         self.key_cache = Parameter(initializer("zeros", shape, ms.float32), requires_grad=False)
         self.value_cache = Parameter(initializer("zeros", shape, ms.float32), requires_grad=False)
-        self.write = ops.ScatterUpdate()
-        self.to_slots, self.from_slots = ops.Transpose(), ops.Transpose()
+        self.cache_shape = (rows, config.num_kv_heads, num_keys, config.head_dim)
+        heads = rows * config.num_kv_heads
+        self.first_slots = Tensor(np.arange(0, heads * num_keys, num_keys, dtype=np.int32).reshape(heads, 1))
+        self.write, self.slot_rows = ops.ScatterUpdate(), ops.Add()
 
     def keys_values(self, k_BMSD: Tensor, v_BMSD: Tensor, slots_S: Tensor) -> tuple[Tensor, Tensor]:
-        keys_KBMD = self.write(self.key_cache, slots_S, self.to_slots(k_BMSD, (2, 0, 1, 3)))
-        values_KBMD = self.write(self.value_cache, slots_S, self.to_slots(v_BMSD, (2, 0, 1, 3)))
-        return self.from_slots(keys_KBMD, (1, 2, 0, 3)), self.from_slots(values_KBMD, (1, 2, 0, 3))
+        cache_rows = self.reshape(self.slot_rows(self.first_slots, self.reshape(slots_S, (1, -1))), (-1,))
+        keys = self.write(self.key_cache, cache_rows, self.reshape(k_BMSD, (-1, self.head_dim)))
+        values = self.write(self.value_cache, cache_rows, self.reshape(v_BMSD, (-1, self.head_dim)))
+        return self.reshape(keys, self.cache_shape), self.reshape(values, self.cache_shape)

@@ -8,11 +8,17 @@ from mindspore import Tensor, nn
 
 from r1parallel.errors import UserError
 from r1parallel.models.config import ModelConfig
+from r1parallel.models.layers import Linear
 
 
 def model_parameters(model: nn.Cell) -> dict[str, ms.Parameter]:
     """Name → Parameter of everything that a checkpoint holds (caches are not)."""
     return {p.name: p for p in model.get_parameters() if not p.name.endswith(("key_cache", "value_cache"))}
+
+
+def transposed_weights(model: nn.Cell) -> set[str]:
+    """Names of the weights that this model keeps as [in, out]; a checkpoint holds [out, in]."""
+    return {cell.weight.name for _, cell in model.cells_and_names() if isinstance(cell, Linear) and cell.transposed}
 
 
 def load_parameters(model: nn.Cell, values: Mapping[str, np.ndarray], source: str) -> None:
@@ -31,8 +37,10 @@ def load_parameters(model: nn.Cell, values: Mapping[str, np.ndarray], source: st
         raise UserError(
             f"{source}: {'no' if name in parameters else 'unexpected'} tensor {name}; is it of this model?"
         )
+    transposed = transposed_weights(model)
     for name, parameter in parameters.items():
         value = np.asarray(values[name])
+        value = value.T if name in transposed else value
         if value.shape != tuple(parameter.shape):
             raise UserError(
                 f"{source}: {name} has shape {value.shape}, the model wants {tuple(parameter.shape)}"
@@ -42,16 +50,21 @@ def load_parameters(model: nn.Cell, values: Mapping[str, np.ndarray], source: st
 
 def parameter_values(model: nn.Cell) -> dict[str, np.ndarray]:
     """Copies of all values, name → fp32 array."""
-    # asnumpy() shows the live buffer, which the next step overwrites: copy.
-    return {name: parameter.asnumpy().copy() for name, parameter in model_parameters(model).items()}
+    transposed, values = transposed_weights(model), {}
+    for name, parameter in model_parameters(model).items():
+        value = parameter.asnumpy()
+        # asnumpy() shows the live buffer, which the next step overwrites: copy.
+        values[name] = (value.T if name in transposed else value).copy()
+    return values
 
 
 def copy_parameters(source: nn.Cell, target: nn.Cell) -> None:
     """Give `target` the values of `source`; both hold the same names."""
-    targets = model_parameters(target)
+    targets, turned = model_parameters(target), transposed_weights(source) ^ transposed_weights(target)
     for name, parameter in model_parameters(source).items():
-        assert targets[name].shape == parameter.shape, name
-        targets[name].set_data(Tensor(parameter.asnumpy().copy()))
+        value = parameter.asnumpy().T if name in turned else parameter.asnumpy()
+        assert tuple(targets[name].shape) == value.shape, name
+        targets[name].set_data(Tensor(value.copy()))
 
 
 def random_values(config: ModelConfig, seed: int, scale: float = 0.02) -> dict[str, np.ndarray]:

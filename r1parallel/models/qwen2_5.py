@@ -14,14 +14,14 @@ from r1parallel.models.layers import Embedding, FeedForward, Linear, RMSNorm
 
 
 class Block(nn.Cell):
-    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
+    """x + attention(norm(x)), then x + feed_forward(norm(x)). Its weights are kept as the attention keeps its own."""
 
     def __init__(self, config: ModelConfig, attention: Attention):
         super().__init__()
         self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.attention = attention
         self.ffn_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.feed_forward = FeedForward(config.hidden_size, config.intermediate_size)
+        self.feed_forward = FeedForward(config.hidden_size, config.intermediate_size, attention.wo.transposed)
         self.add_attention, self.add_feed_forward = ops.Add(), ops.Add()
 
     def construct(self, x_TH: Tensor, geometry: tuple[Tensor, ...], slots_S: Tensor) -> Tensor:

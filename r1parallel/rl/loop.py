@@ -15,6 +15,9 @@ from r1parallel.monitor.memory import host_memory_used_fraction
 from r1parallel.monitor.phases import PhaseTimer
 from r1parallel.monitor.report import write_report
 from r1parallel.parallel.device import setup_device
+from r1parallel.parallel.layout import ModelLayout
+from r1parallel.parallel.mesh import Mesh
+from r1parallel.parallel.strategy import STRATEGY_NAMES, write_model_strategies
 from r1parallel.rewards import check_reward_names
 from r1parallel.rl.trainer import GRPOTrainer, StepResult
 from r1parallel.training.inputs import fingerprint, load_inputs

@@ -35,5 +35,5 @@ def test_rounding_to_fp32_never_gives_one(monkeypatch, drawn):
             return np.full(count, drawn)
 
     monkeypatch.setattr(noise.np.random, "Generator", Fixed)
-    assert (0.0 <= uniforms(0, [0], 3)).all()
+    assert (uniforms(0, [0], 3) >= 0.0).all()
     assert (uniforms(0, [0], 3) < 1.0).all()

@@ -76,7 +76,7 @@ def test_shares_of_every_setting(config, held_back):
     grid = (np.arange(NUM_DRAWS) + 0.5) / NUM_DRAWS
     tokens, _ = draw(config, grid, held_back)
     shares = expected_shares(config, held_back)
-    assert set(tokens) == set(shares)
+    assert set(tokens) <= set(shares)
     for token, share in shares.items():
         assert (tokens == token).mean() == pytest.approx(share, abs=2 / NUM_DRAWS)
 

@@ -71,7 +71,14 @@ def odd(inputs):
         generate_config__infer_model_batch_size=5,
         generate_config__sampling_config__max_tokens=7,
     )
-    trainer.results, trainer.references = [], [parameter_values(trainer.reference)]
+    trainer.results, trainer.samples, generate = [], [], trainer.engine.generate
+
+    def noted(prompts, seed, samples, progress):
+        trainer.samples += samples
+        return generate(prompts, seed, samples, progress)
+
+    trainer.engine.generate = noted
+    trainer.references = [parameter_values(trainer.reference)]
     trainer.actors = [parameter_values(trainer.actor)]
     for number in range(4):
         trainer.results.append(trainer.run_step(number, PhaseTimer(), False))
@@ -107,6 +114,10 @@ def test_metrics_are_finite_and_complete(odd):
 def test_updates_are_counted_and_move_the_actor(odd):
     assert odd.train.updates == 4 * 2 * 5
     assert all(not same(before, after) for before, after in zip(odd.actors[:-1], odd.actors[1:], strict=True))
+
+
+def test_no_random_number_is_used_twice(odd):
+    assert odd.samples == list(range(4 * 15))
 
 
 def test_generator_gets_the_new_weights(odd):

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import grpo_reference as paper
 import numpy as np
 import pytest
 from hypothesis import given
@@ -106,6 +107,23 @@ def assert_same_gradients(actual, expected):
     assert length(differences.values()) <= 3e-6 * length(expected.values())
     for name, difference in differences.items():
         assert length([difference]) <= 1e-5 * length([expected[name]]), name
+
+
+def test_loss_and_metrics_of_an_update_are_the_papers(steps, experience):
+    moved = moved_policy(experience)
+    metrics = update_metrics(update(steps[4], moved, range(ROWS), 4))
+    expected = paper.grpo(
+        experience.old_logps, moved.old_logps, moved.ref_logps, moved.rewards, GROUP, LENGTHS, 0.2, 0.2, BETA
+    )
+    inside = moved.inside
+    assert metrics["loss"] == pytest.approx(expected.loss, abs=2e-6)
+    assert metrics["kl_loss"] == pytest.approx(expected.kl_loss, rel=1e-4)
+    assert metrics["actor_loss"] == pytest.approx(expected.loss - expected.kl_loss, abs=2e-6)
+    assert metrics["ratio_mean"] == pytest.approx(expected.ratio[inside].mean(), rel=1e-5)
+    assert metrics["kl"] == pytest.approx(expected.kl[inside].mean(), rel=1e-4)
+    assert metrics["clip_fraction"] == pytest.approx(expected.clipped[inside].mean())
+    assert metrics["first_update_ratio_deviation"] == pytest.approx(np.abs(expected.ratio - 1).max(), rel=1e-4)
+    assert metrics["first_update_clip_fraction"] == metrics["clip_fraction"] > 0
 
 
 @pytest.mark.parametrize("micro_rows", [1, 2])

@@ -1,0 +1,106 @@
+import numpy as np
+import pytest
+from mindspore import Tensor, ops
+
+from r1parallel.errors import UserError
+from r1parallel.models.config import ModelConfig
+from r1parallel.models.parameters import (
+    copy_parameters,
+    load_parameters,
+    model_parameters,
+    parameter_values,
+    random_values,
+)
+from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
+
+UNTIED = ModelConfig(11, 8, 12, 2, 2, 1)
+NORM = "model.norm_out.weight"
+
+pytestmark = pytest.mark.usefixtures("mindspore_cpu")
+
+
+def test_names_and_shapes_are_those_of_the_configuration(tiny_config):
+    for config in (tiny_config, UNTIED):
+        for model in (Qwen2ForCausalLM(config, 4), Qwen2ForCausalLM(config, 4, cache_rows=3)):
+            shapes = {name: tuple(p.shape) for name, p in model_parameters(model).items()}
+            assert shapes == config.parameter_shapes()
+            assert {p.name for p in model.trainable_params()} == set(shapes)  # caches are not trained
+
+
+def test_values_go_in_and_out_unchanged(noisy_values):
+    values = noisy_values(UNTIED)
+    model = Qwen2ForCausalLM(UNTIED, 4)
+    load_parameters(model, values, "test")
+    out = parameter_values(model)
+    assert set(out) == set(values)
+    for name, value in values.items():
+        np.testing.assert_array_equal(out[name], value)
+        assert out[name].dtype == np.float32
+
+
+def overwrite_in_place(model):
+    """What an optimizer does, other than `load_parameters`: write into the buffers that are there."""
+    for parameter in model_parameters(model).values():
+        ops.Assign()(parameter, Tensor(np.full(parameter.shape, 7.0, np.float32)))
+        assert (parameter.asnumpy() == 7.0).all()
+
+
+def test_values_that_come_out_are_copies(noisy_values):
+    model = Qwen2ForCausalLM(UNTIED, 4)
+    load_parameters(model, noisy_values(UNTIED, seed=1), "test")
+    before = parameter_values(model)
+    overwrite_in_place(model)
+    for name, value in noisy_values(UNTIED, seed=1).items():
+        np.testing.assert_array_equal(before[name], value)
+
+
+def test_other_types_and_strides_are_computed_in_fp32(noisy_values):
+    values = {name: value.astype(np.float64).T.copy().T for name, value in noisy_values(UNTIED).items()}
+    model = Qwen2ForCausalLM(UNTIED, 4)
+    load_parameters(model, values, "test")
+    name = "model.layers.1.attention.wk.weight"
+    np.testing.assert_array_equal(parameter_values(model)[name], values[name].astype(np.float32))
+
+
+def without(values, name):
+    return {key: value for key, value in values.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda values: without(values, NORM), f"^here: no tensor {NORM}"),
+        (lambda values: values | {"lm_head.bias": np.zeros(11)}, "^here: unexpected tensor lm_head.bias"),
+        (lambda values: values | {NORM: np.ones((8, 1))}, rf"^here: {NORM} has shape \(8, 1\), .* \(8,\)"),
+    ],
+)
+def test_values_of_another_model_are_refused(noisy_values, change, message):
+    with pytest.raises(UserError, match=message):
+        load_parameters(Qwen2ForCausalLM(UNTIED, 4), change(noisy_values(UNTIED)), "here")
+
+
+def test_a_model_with_a_cache_takes_over_the_values_of_one_without(noisy_values):
+    source, target = Qwen2ForCausalLM(UNTIED, 4), Qwen2ForCausalLM(UNTIED, 6, cache_rows=2)
+    load_parameters(source, noisy_values(UNTIED, seed=1), "test")
+    copy_parameters(source, target)
+    overwrite_in_place(source)  # the copy must not follow
+    for name, value in noisy_values(UNTIED, seed=1).items():
+        np.testing.assert_array_equal(parameter_values(target)[name], value)
+
+
+def test_random_values():
+    config = ModelConfig(400, 64, 64, 1, 2, 1)
+    values = random_values(config, seed=3)
+    assert {name: value.shape for name, value in values.items()} == config.parameter_shapes()
+    for name, value in values.items():
+        assert value.dtype == np.float32
+        if name.endswith("bias"):
+            assert not value.any()
+        elif "norm" in name:
+            assert (value == 1.0).all()
+        else:
+            assert value.std() == pytest.approx(0.02, rel=0.05)
+            assert abs(value.mean()) < 0.002
+    again, other = random_values(config, seed=3), random_values(config, seed=4, scale=0.5)
+    assert all((again[name] == value).all() for name, value in values.items())
+    assert other["lm_head.weight"].std() == pytest.approx(0.5, rel=0.05)
