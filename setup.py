@@ -43,8 +43,7 @@ EXTRAS_REQUIRE = {
         "setuptools>=68",
         "types-PyYAML>=6,<7",
     ],
-    # Judges of our numbers, and gguf for a pretrained model to judge with. Install torch first and by itself, as
-    # scripts/setup_venv.sh does: PyPI's is a CUDA build.
+    # Judges of our numbers, and gguf for a pretrained model to judge with.
     "parity": ["torch==2.13.0", "transformers==4.57.1", *SMOLLM2_REQUIRES],
     "mindformers": ["mindformers==1.9.0"],
     "smollm2": SMOLLM2_REQUIRES,

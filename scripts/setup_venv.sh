@@ -59,10 +59,6 @@ install() {
     log="$(mktemp)"
     trap 'rm -f -- "$log"' EXIT
     say "installing r1parallel${extras:+ with $extras} into $venv (the first time: several minutes, some gigabytes)"
-    if [[ ,$extras, == *,parity,* ]]; then
-        # By itself and by its local version, or PyPI's CUDA build with gigabytes of libraries would be taken.
-        pip_install --no-deps --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0+cpu
-    fi
     cd -- "$root"
     pip_install -e ".${extras:+[$extras]}"
 }

@@ -98,23 +98,6 @@ def test_a_copy_of_the_project_elsewhere_is_installed_again(tmp_path, project, r
     assert installs(tmp_path / "shared") == ["-e .", "-e ."]
 
 
-def test_torch_comes_first_and_alone(project, run):
-    assert run("setup_venv.sh", "test,parity").returncode == 0
-    torch, everything = installs(project / ".venv")
-    assert torch == "--no-deps --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0+cpu"
-    assert everything == "-e .[test,parity]"
-
-
-def test_the_pinned_torch_is_that_of_setup_py(monkeypatch):
-    given = {}
-    monkeypatch.setattr(setuptools, "setup", lambda **settings: given.update(settings))
-    runpy.run_path(str(ROOT / "setup.py"))
-    text = (ROOT / "scripts" / "setup_venv.sh").read_text()
-    pins = re.findall(r"torch==[\d.]+", text)
-    assert pins
-    assert set(pins) <= set(given["extras_require"]["parity"])
-
-
 def test_a_failed_install_is_shown_and_tried_again(project, run):
     run("setup_venv.sh")
     broken = project / ".venv" / "bin" / "python.broken"

@@ -20,7 +20,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
     parser.add_argument("--sizes", nargs="+", type=int, help="countdown: how many numbers (default 3 4)")
     parser.add_argument("--digits", nargs="+", type=int, help="arithmetic: digits of an operand (default 2 3)")
-    parser.add_argument("--slip", type=float, help="arithmetic: fraction of rows whose working forgets carries and borrows (default 0)")
+    parser.add_argument(
+        "--slip", type=float, help="arithmetic: fraction of rows whose working forgets carries and borrows (default 0)"
+    )
     parser.add_argument("--tokenizer_dir", help="arithmetic: also write a character tokenizer into this folder")
     args = parser.parse_args(argv)
     own = {"countdown": ("sizes",), "arithmetic": ("digits", "slip")}

@@ -34,8 +34,8 @@ def generate_arithmetic(
     `answer` works from the last column to the first, "<think>7+8=15,4+3+1=8</think><answer>85</answer>",
     with the carry or the borrow as the third term: for three digits at most 31 tokens of the character
     tokenizer, eos included. A fraction `slip` of the rows is worked by a careless teacher, who forgets every carry
-    and borrow: with one in it, such a row's answer is wrong; `solution` is always right. Sums that differ by the order of the operands
-    are the same problem; those whose `arithmetic_key` is in `exclude` are left out.
+    and borrow: with one in it, such a row's answer is wrong; `solution` is always right. Sums that
+    differ by the order of the operands are the same problem; those whose `arithmetic_key` is in `exclude` are left out.
 
     Raises:
         UserError: a parameter is out of range, or there are fewer distinct problems than asked for.

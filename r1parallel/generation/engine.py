@@ -14,6 +14,8 @@ from r1parallel.generation.noise import uniforms
 from r1parallel.generation.sampling import Sampler
 from r1parallel.models.config import ModelConfig
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
+from r1parallel.parallel.mesh import Mesh
+from r1parallel.parallel.operators import parallelize
 
 
 @dataclass
@@ -63,9 +65,7 @@ class NextToken(nn.Cell):
         return self.sampler(self.model.logits(last_BH), uniform_B1, seen_BV, stop_bias_V)
 
 
-def right_aligned(
-    prompts: Sequence[Sequence[int]], length: int, pad_id: int
-) -> tuple[np.ndarray, np.ndarray]:
+def right_aligned(prompts: Sequence[Sequence[int]], length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
     """Prompts pushed to the right end of `length` slots: tokens int32 [N, length] and first real slots int32 [N]."""
     tokens = np.full((len(prompts), length), pad_id, np.int32)
     starts = np.array([length - len(prompt) for prompt in prompts], np.int32)
@@ -108,6 +108,7 @@ class RolloutEngine:
         self.rows, self.prompt_length, self.max_tokens = rows, prompt_length, sampling.max_tokens
         self.stop_ids, self.pad_id = np.array(sorted(stop_ids), np.int32), pad_id
         self.model = Qwen2ForCausalLM(config, slots, cache_rows=rows)
+        parallelize(self.model, Mesh(dp=1, pp=1, tp=1))
         self._next_token = NextToken(self.model, Sampler(sampling, config.vocab_size))
         self._next_token.set_train(False)
         self._prompt_slots = Tensor(np.arange(prompt_length, dtype=np.int32))
@@ -129,9 +130,7 @@ class RolloutEngine:
         """
         for row, prompt in enumerate(prompts):
             if not 0 < len(prompt) <= self.prompt_length:
-                raise UserError(
-                    f"prompt {row} has {len(prompt)} tokens; 1 to {self.prompt_length} are possible"
-                )
+                raise UserError(f"prompt {row} has {len(prompt)} tokens; 1 to {self.prompt_length} are possible")
         count = len(prompts)
         result = Completions(
             np.full((count, self.max_tokens), self.pad_id, np.int32),

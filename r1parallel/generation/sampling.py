@@ -38,9 +38,7 @@ class Sampler(nn.Cell):
     def adjusted(self, logits_BV: Tensor, seen_BV: Tensor, stop_bias_V: Tensor) -> Tensor:
         """Logits after penalty and held-back stop ids."""
         if self.penalty != 1.0:
-            punished = self.select(
-                self.greater(logits_BV, 0.0), logits_BV / self.penalty, logits_BV * self.penalty
-            )
+            punished = self.select(self.greater(logits_BV, 0.0), logits_BV / self.penalty, logits_BV * self.penalty)
             logits_BV = self.select(self.greater(seen_BV, 0.0), punished, logits_BV)
         return logits_BV + stop_bias_V if self.holds_back else logits_BV
 

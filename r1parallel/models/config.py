@@ -50,13 +50,9 @@ class ModelConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"model: {name} is {getattr(self, name)}; it must be at least 1")
         if self.hidden_size % self.num_heads:
-            raise UserError(
-                f"model: hidden_size {self.hidden_size} is no multiple of num_heads {self.num_heads}"
-            )
+            raise UserError(f"model: hidden_size {self.hidden_size} is no multiple of num_heads {self.num_heads}")
         if self.num_heads % self.num_kv_heads:
-            raise UserError(
-                f"model: num_heads {self.num_heads} is no multiple of num_kv_heads {self.num_kv_heads}"
-            )
+            raise UserError(f"model: num_heads {self.num_heads} is no multiple of num_kv_heads {self.num_kv_heads}")
         if self.head_dim % 2:
             raise UserError(f"model: head size {self.head_dim} is odd; rotary embedding needs an even one")
 
@@ -73,9 +69,7 @@ class ModelConfig:
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name → shape of every parameter, in mindformers' names and Hugging Face's [out, in] order."""
         hidden, inner = self.hidden_size, self.intermediate_size
-        shapes: dict[str, tuple[int, ...]] = {
-            "model.tok_embeddings.embedding_weight": (self.vocab_size, hidden)
-        }
+        shapes: dict[str, tuple[int, ...]] = {"model.tok_embeddings.embedding_weight": (self.vocab_size, hidden)}
         for layer in range(self.num_layers):
             prefix = f"model.layers.{layer}."
             for part, size in (("wq", hidden), ("wk", self.kv_size), ("wv", self.kv_size)):
@@ -109,9 +103,7 @@ def load_model_config(path: str | Path) -> ModelConfig:
     if path.is_dir():
         path = path / "config.json" if (path / "config.json").exists() else path / "model.yaml"
     if not path.is_file():
-        raise UserError(
-            f"{path}: no such model configuration; give a model.yaml or a Hugging Face config.json"
-        )
+        raise UserError(f"{path}: no such model configuration; give a model.yaml or a Hugging Face config.json")
     try:
         text = path.read_text(encoding="utf-8")
         raw = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
@@ -132,9 +124,7 @@ def _from_ours(raw: dict, path: Path) -> ModelConfig:
 
 def _from_hf(raw: dict, path: Path) -> ModelConfig:
     if raw.get("model_type") != "qwen2":
-        raise UserError(
-            f"{path}: model_type is {raw.get('model_type')!r}; only 'qwen2' (Qwen2, Qwen2.5) is supported"
-        )
+        raise UserError(f"{path}: model_type is {raw.get('model_type')!r}; only 'qwen2' (Qwen2, Qwen2.5) is supported")
     if raw.get("hidden_act", "silu") != "silu":
         raise UserError(f"{path}: hidden_act is {raw['hidden_act']!r}; only 'silu' is supported")
     if raw.get("use_sliding_window"):
@@ -155,9 +145,7 @@ def _build(values: dict, path: Path) -> ModelConfig:
         if kinds[key] in (float, "float") and isinstance(value, int | float) and not isinstance(value, bool):
             values = {**values, key: float(value)}
         elif type(value).__name__ != getattr(kinds[key], "__name__", kinds[key]):
-            raise UserError(
-                f"{path}: {key} is {value!r}; expected {getattr(kinds[key], '__name__', kinds[key])}"
-            )
+            raise UserError(f"{path}: {key} is {value!r}; expected {getattr(kinds[key], '__name__', kinds[key])}")
     try:
         return ModelConfig(**values)
     except TypeError as error:

@@ -45,7 +45,7 @@ class TokenLogps(nn.Cell):
     def construct(self, hidden_RH: Tensor, targets_R: Tensor) -> Tensor:
         if len(self.chunks) == 1:
             return self.chunk(hidden_RH, targets_R)
-        parts = ()
+        parts: tuple[Tensor, ...] = ()
         for first, last in self.chunks:
             rows_RH = self.slice_rows(hidden_RH, (first, 0), (last, self.hidden_size), (1, 1))
             parts = (*parts, self.chunk(rows_RH, self.slice_targets(targets_R, (first,), (last,), (1,))))

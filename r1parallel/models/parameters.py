@@ -34,17 +34,13 @@ def load_parameters(model: nn.Cell, values: Mapping[str, np.ndarray], source: st
     """
     parameters = model_parameters(model)
     for name in sorted(set(parameters) ^ set(values)):
-        raise UserError(
-            f"{source}: {'no' if name in parameters else 'unexpected'} tensor {name}; is it of this model?"
-        )
+        raise UserError(f"{source}: {'no' if name in parameters else 'unexpected'} tensor {name}; is it of this model?")
     transposed = transposed_weights(model)
     for name, parameter in parameters.items():
         value = np.asarray(values[name])
         value = value.T if name in transposed else value
         if value.shape != tuple(parameter.shape):
-            raise UserError(
-                f"{source}: {name} has shape {value.shape}, the model wants {tuple(parameter.shape)}"
-            )
+            raise UserError(f"{source}: {name} has shape {value.shape}, the model wants {tuple(parameter.shape)}")
         parameter.set_data(Tensor(np.ascontiguousarray(value, dtype=np.float32)))
 
 

@@ -70,9 +70,7 @@ def run_grpo(config: RunConfig) -> Path:
 def _run_folder(config: RunConfig, trainer: GRPOTrainer) -> RunFolder:
     settings = config.rl_config
     board = (
-        Path(settings.tensorboard_dir or Path(settings.output_dir) / "tensorboard")
-        if settings.tensorboard
-        else None
+        Path(settings.tensorboard_dir or Path(settings.output_dir) / "tensorboard") if settings.tensorboard else None
     )
     identity = {
         "data_set": fingerprint(trainer.rows),
@@ -94,9 +92,7 @@ def _run_folder(config: RunConfig, trainer: GRPOTrainer) -> RunFolder:
 
 def _train(config: RunConfig, trainer: GRPOTrainer, folder: RunFolder) -> None:
     settings, monitor, timer = config.rl_config, config.monitor_config, PhaseTimer()
-    bar = tqdm(
-        total=trainer.total, initial=folder.step, desc="grpo", unit="step", disable=not monitor.progress_bar
-    )
+    bar = tqdm(total=trainer.total, initial=folder.step, desc="grpo", unit="step", disable=not monitor.progress_bar)
     for number in range(folder.step, trainer.total):
         step = number + 1
         with timer.phase("step"):
@@ -127,9 +123,7 @@ def _snapshot(trainer: GRPOTrainer) -> tuple[Tensors, dict[str, int]]:
     return tensors, {"updates": trainer.train.updates}
 
 
-def _log(
-    config: RunConfig, folder: RunFolder, step: int, result: StepResult, seconds: dict[str, float]
-) -> None:
+def _log(config: RunConfig, folder: RunFolder, step: int, result: StepResult, seconds: dict[str, float]) -> None:
     speed = {"tokens_per_second": result.metrics["tokens"] / seconds["seconds/step"]}
     folder.metrics.write(step, result.metrics | seconds | speed)
     settings = config.rl_config

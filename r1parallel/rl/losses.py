@@ -30,9 +30,7 @@ class GRPOLoss(nn.Cell):
         on_policy: there is one update a rollout, so the old policy is this one: ratio 1, its gradient kept.
     """
 
-    def __init__(
-        self, logps: CompletionLogps, epsilon_low: float, epsilon_high: float, beta: float, on_policy: bool
-    ):
+    def __init__(self, logps: CompletionLogps, epsilon_low: float, epsilon_high: float, beta: float, on_policy: bool):
         super().__init__(auto_prefix=False)
         self.logps = logps
         self.low, self.high, self.beta, self.on_policy = (

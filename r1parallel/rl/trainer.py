@@ -17,6 +17,8 @@ from r1parallel.models.logps import CompletionLogps
 from r1parallel.models.parameters import copy_parameters, load_parameters
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
 from r1parallel.monitor.phases import PhaseTimer
+from r1parallel.parallel.mesh import Mesh
+from r1parallel.parallel.operators import parallelize
 from r1parallel.rewards import score
 from r1parallel.rl.experience import Experience, batched_logps, collect
 from r1parallel.rl.losses import GRPOLoss
@@ -52,9 +54,7 @@ class GRPOTrainer:
         sampling = generate.sampling_config
         self.config, self.rows, self.tokenizer = config, rows, tokenizer
         self.group = settings.num_generations
-        self.prompts_per_step = (
-            settings.chunk_size * generate.parallel_config.data_parallel * settings.num_rollouts
-        )
+        self.prompts_per_step = settings.chunk_size * generate.parallel_config.data_parallel * settings.num_rollouts
         self.completions_per_step = self.prompts_per_step * self.group
         self.micro_rows = settings.batch_size
         self.update_rows = settings.batch_size * config.actor_config.parallel_config.micro_batch_num
@@ -80,6 +80,9 @@ class GRPOTrainer:
         slots = self.prompt_length + sampling.max_tokens
         self.actor = Qwen2ForCausalLM(model_config, slots)
         self.reference = Qwen2ForCausalLM(model_config, slots) if settings.beta > 0 else None
+        for model in (self.actor, self.reference):
+            if model is not None:
+                parallelize(model, Mesh(dp=1, pp=1, tp=1))
         updates = settings.num_iterations * self.completions_per_step // self.update_rows
         loss = GRPOLoss(
             self._logps(self.actor, self.micro_rows),
@@ -99,13 +102,9 @@ class GRPOTrainer:
                 cell.set_train(False)
 
     def _logps(self, model: nn.Cell, rows: int) -> CompletionLogps:
-        return CompletionLogps(
-            model, rows, self.prompt_length, self.config.generate_config.sampling_config.max_tokens
-        )
+        return CompletionLogps(model, rows, self.prompt_length, self.config.generate_config.sampling_config.max_tokens)
 
-    def load(
-        self, actor: dict[str, np.ndarray], reference: dict[str, np.ndarray] | None, source: str
-    ) -> None:
+    def load(self, actor: dict[str, np.ndarray], reference: dict[str, np.ndarray] | None, source: str) -> None:
         """Set the weights of actor, reference (where there is one) and generator."""
         load_parameters(self.actor, actor, source)
         if self.reference is not None:
@@ -121,11 +120,7 @@ class GRPOTrainer:
         with timer.phase("sync"):
             copy_parameters(self.actor, self.engine.model)
             ref = self.config.ref_config
-            if (
-                self.reference is not None
-                and ref.sync_ref_model
-                and (number + 1) % ref.ref_model_sync_steps == 0
-            ):
+            if self.reference is not None and ref.sync_ref_model and (number + 1) % ref.ref_model_sync_steps == 0:
                 copy_parameters(self.actor, self.reference)
         metrics = update_metrics(statistics) | reward_metrics(experience, self.group)
         metrics["tokens"] = float(experience.lengths.sum())

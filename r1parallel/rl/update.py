@@ -30,9 +30,7 @@ class TokenStatistics:
     first_tokens: float = 0.0  # … of so many
 
 
-def update_batches(
-    count: int, batch: int, iterations: int, seed: list[int]
-) -> Iterator[tuple[int, np.ndarray]]:
+def update_batches(count: int, batch: int, iterations: int, seed: list[int]) -> Iterator[tuple[int, np.ndarray]]:
     """(pass, rows [batch]) of every update: each pass takes all rows once, in an order of its own."""
     for iteration in range(iterations):
         order = np.random.default_rng([*seed, iteration]).permutation(count)

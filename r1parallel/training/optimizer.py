@@ -49,9 +49,7 @@ class AdamW(nn.Cell):
         self.adam = ops.Adam()
         self.assign, self.mul = ops.Assign(), ops.Mul()
 
-    def construct(
-        self, scale: Tensor, lr: Tensor, beta1_power: Tensor, beta2_power: Tensor, eps: Tensor
-    ) -> Tensor:
+    def construct(self, scale: Tensor, lr: Tensor, beta1_power: Tensor, beta2_power: Tensor, eps: Tensor) -> Tensor:
         """All arguments fp32 scalars; `scale` multiplies the sums (gradient clipping), `eps` is bias-corrected."""
         for i in range(self.count):
             parameter, total = self.parameters[i], self.sums[i]

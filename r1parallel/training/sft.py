@@ -22,6 +22,8 @@ from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
 from r1parallel.monitor.phases import PhaseTimer
 from r1parallel.monitor.report import write_report
 from r1parallel.parallel.device import setup_device
+from r1parallel.parallel.mesh import Mesh
+from r1parallel.parallel.operators import parallelize
 from r1parallel.training.inputs import fingerprint, load_inputs, load_rows
 from r1parallel.training.run_folder import RunFolder, check_steps_left
 from r1parallel.training.schedule import learning_rate
@@ -67,13 +69,12 @@ class SFTTrainer:
                 "prepare the data with a smaller --seq_length"
             )
         self.model = Qwen2ForCausalLM(model_config, slots)
+        parallelize(self.model, Mesh(dp=1, pp=1, tp=1))
         loss = SFTLoss(CompletionLogps(self.model, self.micro_rows, self.prompt_length, self.answer_length))
         self.step = TrainStep(loss, self.model.trainable_params(), actor.optimizer)
         self.order = RowOrder(len(rows.prompt_ids), self.update_rows, settings.seed)
         self.total = settings.max_steps or settings.epochs * self.order.steps_per_epoch
-        self._eval_logps = CompletionLogps(
-            self.model, settings.eval_batch_size, self.prompt_length, self.answer_length
-        )
+        self._eval_logps = CompletionLogps(self.model, settings.eval_batch_size, self.prompt_length, self.answer_length)
         self._eval_logps.set_train(False)
 
     def batch(self, rows: Rows, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -130,14 +131,10 @@ def run_sft(config: RunConfig) -> Path:
     ms.set_seed(settings.seed)
     trainer = SFTTrainer(config, model_config, rows, held_out)
     board = (
-        Path(settings.tensorboard_dir or Path(settings.output_dir) / "tensorboard")
-        if settings.tensorboard
-        else None
+        Path(settings.tensorboard_dir or Path(settings.output_dir) / "tensorboard") if settings.tensorboard else None
     )
     identity = {"data_set": fingerprint(rows), "update_rows": trainer.update_rows, "seed": settings.seed}
-    folder = RunFolder(
-        config, SFT_SECTIONS, settings.output_dir, actor.save, board, settings.resume_training, identity
-    )
+    folder = RunFolder(config, SFT_SECTIONS, settings.output_dir, actor.save, board, settings.resume_training, identity)
     if folder.tensors:
         load_parameters(trainer.model, folder.tensors["actor"], str(folder.checkpoints))
         trainer.step.load_state(folder.tensors["optimizer"], folder.state["updates"])

@@ -34,7 +34,7 @@ def test_help_is_the_comment_behind_the_field():
     assert texts["actor_config.lr_schedule.lr"] == "peak learning rate"
     assert texts["ref_config.load"] == "checkpoint; empty: the actor's"
     assert texts["rl_config.seed"] != texts["sft_config.seed"]
-    assert texts["actor_config.optimizer.adam_beta1"] == ""
+    assert texts["actor_config.optimizer.adam_beta1"] == "decay of the mean of gradients"
 
 
 def test_nearest_prefers_the_same_word_in_another_section():

@@ -90,21 +90,32 @@ def test_arithmetic_examples():
     assert rows["52-38="] == "<think>12-8=4,5-3-1=1</think><answer>14</answer>"
 
 
-def test_a_slip_changes_one_column_and_the_answer_follows():
-    rows = list(generate_arithmetic(400, 3, (3,), slip=1.0))
-    for row in rows:
+def test_a_careless_teacher_forgets_every_carry_and_borrow():
+    careful = {row["question"]: row for row in generate_arithmetic(400, 3, (3,))}
+    careless = {row["question"]: row for row in generate_arithmetic(400, 3, (3,), slip=1.0)}
+    assert careful.keys() == careless.keys()
+    needed = 0
+    for question, row in careless.items():
         working, answer = parts(row["answer"])
         columns = [column.split("=") for column in working.split(",")]
-        wrong = [column for column in columns if evaluate(column[0])[0] != int(column[1])]
-        assert len(wrong) == 1
-        assert answer != row["solution"]
+        assert all(evaluate(column)[0] == int(value) for column, value in columns)
+        assert all(len(re.findall(r"[+-]", column)) == 1 for column, _ in columns)
         assert int(answer) == sum(int(value) % 10 * 10**i for i, (_, value) in enumerate(columns))
+        right = parts(careful[question]["answer"])[0].split(",")
+        carries = any(len(re.findall(r"[+-]", column)) == 2 for column in right)
+        overflows = int(columns[-1][1]) > 9
+        needed += carries
+        assert (answer != row["solution"]) == (carries or overflows)
+    assert needed > 100
 
 
 def test_slips_come_as_often_as_asked_for():
-    rows = list(generate_arithmetic(2000, 5, slip=0.25))
-    slipped = sum(parts(row["answer"])[1] != row["solution"] for row in rows)
-    assert 400 < slipped < 600
+    right = {row["question"]: row["answer"] for row in generate_arithmetic(2000, 5, slip=0.0)}
+    rows = [row for row in generate_arithmetic(2000, 5, slip=1.0)]
+    can_slip = {row["question"] for row in rows if right[row["question"]] != row["answer"]}
+    half = [row for row in generate_arithmetic(2000, 5, slip=0.5) if row["question"] in can_slip]
+    slipped = sum(right[row["question"]] != row["answer"] for row in half)
+    assert 0.45 < slipped / len(half) < 0.55
 
 
 def test_arithmetic_leaves_out_the_excluded_in_any_order_of_operands():

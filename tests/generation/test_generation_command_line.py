@@ -55,7 +55,7 @@ def generate(files, tmp_path) -> Callable[..., list[dict]]:
 
 
 def test_rows_come_out_in_order_with_all_keys(generate, files, capsys):
-    rows = generate()
+    rows = generate(seed=6)
     assert [row["prompt"] for row in rows] == PROMPTS
     for row in rows:
         assert list(row) == ["prompt", "prompt_ids", "completion_ids", "completion", "logps"]
@@ -68,12 +68,12 @@ def test_rows_come_out_in_order_with_all_keys(generate, files, capsys):
     assert "4 completions" in capsys.readouterr().out
 
 
-def test_the_same_seed_gives_the_same_rows_in_any_batch(generate):
+def test_a_seed_gives_the_same_rows_in_any_batch(generate):
     rows, others = generate(seed=5), generate(seed=5, batch_size=3)
+    assert len({tuple(row["completion_ids"]) for row in rows}) > 1
     assert [row["completion_ids"] for row in rows] == [row["completion_ids"] for row in others]
     for row, other in zip(rows, others, strict=True):
         np.testing.assert_allclose(row["logps"], other["logps"], rtol=0, atol=1e-5)
-    assert generate(seed=6) != rows
 
 
 def test_a_template_and_a_configuration_file(generate, tmp_path_factory, files):
@@ -83,12 +83,13 @@ def test_a_template_and_a_configuration_file(generate, tmp_path_factory, files):
     rows = generate(prompt_type="plain", config=config, max_new_tokens=5)
     assert [row["prompt"] for row in rows] == [f"{prompt}\n" for prompt in PROMPTS]
     assert [len(row["completion_ids"]) for row in rows] == [5] * 4  # 31 is a row of the embedding without a token
-    assert generate(prompt_type="plain", config=config, max_new_tokens=5, seed=9) == rows  # greedy
 
 
 def test_a_single_file_and_a_tokenizer_from_elsewhere(generate, files):
+    """Greedy, so that the seed changes nothing."""
     file = files.model / "model.safetensors"
-    assert generate(model=file, tokenizer_dir=files.folder / "tokenizer", temperature=0) == generate(temperature=0)
+    rows = generate(model=file, tokenizer_dir=files.folder / "tokenizer", temperature=0, seed=1)
+    assert rows == generate(temperature=0, seed=2)
 
 
 def test_missing_model(generate, tmp_path):

@@ -10,32 +10,48 @@ from r1parallel.models.parameters import (
     model_parameters,
     parameter_values,
     random_values,
+    transposed_weights,
 )
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
 
 UNTIED = ModelConfig(11, 8, 12, 2, 2, 1)
 NORM = "model.norm_out.weight"
+W1 = "model.layers.0.feed_forward.w1.weight"
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
 
 
+def make_model(cache_rows: int = 0) -> Qwen2ForCausalLM:
+    """A model with a cache keeps its weights the other way round."""
+    return Qwen2ForCausalLM(UNTIED, 4, cache_rows)
+
+
 def test_names_and_shapes_are_those_of_the_configuration(tiny_config):
     for config in (tiny_config, UNTIED):
-        for model in (Qwen2ForCausalLM(config, 4), Qwen2ForCausalLM(config, 4, cache_rows=3)):
-            shapes = {name: tuple(p.shape) for name, p in model_parameters(model).items()}
-            assert shapes == config.parameter_shapes()
+        plain, cached = Qwen2ForCausalLM(config, 4), Qwen2ForCausalLM(config, 4, cache_rows=3)
+        shapes = {name: tuple(p.shape) for name, p in model_parameters(plain).items()}
+        assert shapes == config.parameter_shapes()
+        turned = transposed_weights(cached)
+        assert not transposed_weights(plain)
+        assert "model.layers.1.feed_forward.w2.weight" in turned
+        assert {name: tuple(p.shape) for name, p in model_parameters(cached).items()} == {
+            name: shape[::-1] if name in turned else shape for name, shape in shapes.items()
+        }
+        for model in (plain, cached):
             assert {p.name for p in model.trainable_params()} == set(shapes)  # caches are not trained
 
 
-def test_values_go_in_and_out_unchanged(noisy_values):
+@pytest.mark.parametrize("cache_rows", [0, 2])
+def test_values_go_in_and_out_unchanged(noisy_values, cache_rows):
     values = noisy_values(UNTIED)
-    model = Qwen2ForCausalLM(UNTIED, 4)
+    model = make_model(cache_rows)
     load_parameters(model, values, "test")
     out = parameter_values(model)
     assert set(out) == set(values)
     for name, value in values.items():
         np.testing.assert_array_equal(out[name], value)
         assert out[name].dtype == np.float32
+        assert out[name].flags.c_contiguous  # safetensors writes other arrays wrongly
 
 
 def overwrite_in_place(model):
@@ -45,8 +61,9 @@ def overwrite_in_place(model):
         assert (parameter.asnumpy() == 7.0).all()
 
 
-def test_values_that_come_out_are_copies(noisy_values):
-    model = Qwen2ForCausalLM(UNTIED, 4)
+@pytest.mark.parametrize("cache_rows", [0, 2])
+def test_values_that_come_out_are_copies(noisy_values, cache_rows):
+    model = make_model(cache_rows)
     load_parameters(model, noisy_values(UNTIED, seed=1), "test")
     before = parameter_values(model)
     overwrite_in_place(model)
@@ -56,7 +73,7 @@ def test_values_that_come_out_are_copies(noisy_values):
 
 def test_other_types_and_strides_are_computed_in_fp32(noisy_values):
     values = {name: value.astype(np.float64).T.copy().T for name, value in noisy_values(UNTIED).items()}
-    model = Qwen2ForCausalLM(UNTIED, 4)
+    model = make_model()
     load_parameters(model, values, "test")
     name = "model.layers.1.attention.wk.weight"
     np.testing.assert_array_equal(parameter_values(model)[name], values[name].astype(np.float32))
@@ -72,15 +89,20 @@ def without(values, name):
         (lambda values: without(values, NORM), f"^here: no tensor {NORM}"),
         (lambda values: values | {"lm_head.bias": np.zeros(11)}, "^here: unexpected tensor lm_head.bias"),
         (lambda values: values | {NORM: np.ones((8, 1))}, rf"^here: {NORM} has shape \(8, 1\), .* \(8,\)"),
+        (lambda values: values | {W1: values[W1].T}, f"^here: {W1} has shape"),
     ],
+    ids=["missing", "extra", "mis-shaped", "transposed"],
 )
-def test_values_of_another_model_are_refused(noisy_values, change, message):
+@pytest.mark.parametrize("cache_rows", [0, 2])
+def test_values_of_another_model_are_refused(noisy_values, change, message, cache_rows):
     with pytest.raises(UserError, match=message):
-        load_parameters(Qwen2ForCausalLM(UNTIED, 4), change(noisy_values(UNTIED)), "here")
+        load_parameters(make_model(cache_rows), change(noisy_values(UNTIED)), "here")
 
 
-def test_a_model_with_a_cache_takes_over_the_values_of_one_without(noisy_values):
-    source, target = Qwen2ForCausalLM(UNTIED, 4), Qwen2ForCausalLM(UNTIED, 6, cache_rows=2)
+@pytest.mark.parametrize("source_rows", [0, 2])
+@pytest.mark.parametrize("target_rows", [0, 3])
+def test_a_model_takes_over_the_values_of_another(noisy_values, source_rows, target_rows):
+    source, target = make_model(source_rows), make_model(target_rows)
     load_parameters(source, noisy_values(UNTIED, seed=1), "test")
     copy_parameters(source, target)
     overwrite_in_place(source)  # the copy must not follow

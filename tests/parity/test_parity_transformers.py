@@ -20,7 +20,6 @@ CONFIGS = {
     "one key head, tied": ModelConfig(97, 64, 160, 3, 4, 1, rope_theta=10000.0, tie_word_embeddings=True),
     "groups of three, large eps": ModelConfig(97, 48, 80, 2, 6, 2, rms_norm_eps=0.05, rope_theta=1000000.0),
     "a key head each, short waves": ModelConfig(51, 32, 96, 2, 4, 4, rope_theta=20.0),
-    "groups of two, tied": ModelConfig(64, 64, 64, 1, 8, 4, rope_theta=500.0, tie_word_embeddings=True),
 }
 PROMPT_SLOTS, ANSWER_SLOTS = 7, 5
 PROMPT_LENGTHS, ANSWER_LENGTHS = (7, 4, 1, 6), (5, 1, 4, 3)

@@ -1,0 +1,98 @@
+"""How every operator of the model is split: the operator half of the layout table.
+
+An entry names the mesh axis that splits each dimension of each input: DP and TP, or None for a whole dimension. Which
+way round a projection is split is not said here but follows from its weight in `layout.py`.
+Shape letters as in `models/`: T = B·S rows.
+"""
+
+from mindspore import nn
+from mindspore.ops import Primitive
+
+from r1parallel.parallel.layout import split_dim
+from r1parallel.parallel.mesh import Mesh
+
+DP, TP = "dp", "tp"
+Strategy = tuple[tuple[str | None, ...], ...]
+
+_ROWS: Strategy = ((DP, None),)  # [T, H]: whole rows
+_INNER: Strategy = ((DP, TP),)  # [T, columns of a column-parallel projection]
+_HEADS: Strategy = ((DP, TP, None, None),)  # [B, heads, S, D] and [B, heads, G·S, K]
+_PER_ROW: Strategy = ((DP,),)
+_SCALAR: Strategy = ((),)
+
+# Operators that only rename dimensions get no strategy: the compiler follows their input.
+UNSPLIT = ("Reshape", "Cast")
+
+# Cell → operator's attribute → strategy
+OPERATORS: dict[str, dict[str, Strategy]] = {
+    "Embedding": {"gather": ((TP, None), (DP,))},
+    "RMSNorm": {
+        "square": _ROWS,
+        "mean": _ROWS,
+        "add": _ROWS + _SCALAR,
+        "rsqrt": _ROWS,
+        "tile_inverse": _ROWS,
+        "tile_weight": _ROWS,
+        "normalize": _ROWS * 2,
+        "scale": _ROWS * 2,
+    },
+    "FeedForward": {"silu": _INNER, "gate": _INNER * 2},
+    "Rotate": {"split": _HEADS, "mul": _HEADS * 2, "sub": _HEADS * 2, "add": _HEADS * 2, "join": _HEADS * 2},
+    "Attention": {
+        "to_heads": ((DP, None, TP, None),),
+        "from_heads": _HEADS,
+        "scale": _HEADS + _SCALAR,
+        "scores": _HEADS * 2,
+        "add_mask": _HEADS * 2,
+        "softmax": _HEADS,
+        "weighted_sum": _HEADS * 2,
+    },
+    "Block": {"add_attention": _ROWS * 2, "add_feed_forward": _ROWS * 2},
+    "Geometry": {
+        "sub": ((None, None), (DP, None)),
+        "clip": ((DP, None), ()),
+        "angle": ((DP, None, None, None), (None, None, None, None)),
+        "cos": ((DP, None, None, None),),
+        "sin": ((DP, None, None, None),),
+        "after": ((None, None, None), (DP, None, None)),
+        "before": ((None, None, None), (None, None, None)),
+        "both": ((DP, None, None), (None, None, None)),
+        "select": ((DP, None, None), (), ()),
+        "tile_heads": _HEADS,
+        "tile_mask": _HEADS,
+    },
+    "Qwen2ForCausalLM": {"tied_head": ((DP, None), (TP, None))},
+}
+# A projection whose weight [out, in] is split over dimension 0 (column parallel) or 1 (row parallel).
+_LINEAR: dict[int | None, dict[str, Strategy]] = {
+    0: {"matmul": ((DP, None), (TP, None)), "add": ((DP, TP), (TP,))},
+    1: {"matmul": ((DP, TP), (None, TP))},
+}
+
+
+def strategies(cell: nn.Cell) -> dict[str, Strategy]:
+    """Attribute → strategy of the operators that this cell itself holds; empty for a cell without an entry."""
+    for kind in type(cell).__mro__:
+        if kind.__name__ == "Linear":
+            table = _LINEAR[split_dim(cell.weight.name)]
+            if cell.transposed:  # the weight's two dimensions change places
+                return table | {"matmul": (table["matmul"][0], table["matmul"][1][::-1])}
+            return table
+        if kind.__name__ in OPERATORS:
+            return OPERATORS[kind.__name__]
+    return {}
+
+
+def parallelize(model: nn.Cell, mesh: Mesh) -> None:
+    """Split every operator of `model`, the only place where `.shard()` is called.
+
+    Args:
+        model: a Qwen2ForCausalLM; its Cells are changed in place, before they are compiled.
+        mesh: how many parts DP and TP stand for.
+    """
+    parts = {DP: mesh.dp, TP: mesh.tp, None: 1}
+    for _, cell in model.cells_and_names():
+        for name, strategy in strategies(cell).items():
+            operator = getattr(cell, name, None)
+            if isinstance(operator, Primitive):  # a tied model has no lm_head, a row-parallel projection no bias
+                operator.shard(tuple(tuple(parts[axis] for axis in operand) for operand in strategy))
