@@ -65,7 +65,8 @@ def main(argv: Sequence[str]) -> None:
     out = Path(args.output_dir)
     fresh_folder(out)
     stages = Stages(out / "stages.log")
-    data, tokenizer, configs = out / "data", out / "data" / "tokenizer", ROOT / "model_configs" / "tiny"
+    data, tokenizer = out / "data", out / "data" / "tokenizer"
+    configs = Path(os.path.relpath(ROOT / "model_configs" / "tiny"))
     make_data(stages, data, tokenizer, args.seed)
     sft = out / "sft"
     rows = ("--dataset_file", data / "train.mindrecord", "--tokenizer_dir", tokenizer, "--seed", args.seed)
@@ -77,7 +78,7 @@ def main(argv: Sequence[str]) -> None:
     cut = ("--src_checkpoint", sft / "model", "--dst_checkpoint_dir", slices, "--dst_strategy", train_strategy)
     stages.run("slice", "tools/slice_ckpt.py", *cut)
     grpo = out / "grpo"
-    start = ("--actor_checkpoint_path", slices, "--output_dir", grpo)
+    start = ("--actor_checkpoint_path", slices, "--output_dir", grpo, "--rl_config.save_strategy_dir", strategy)
     stages.run("grpo", "run_grpo.py", "--config", configs / "grpo.yaml", *rows, *start)
     merged, hf = out / "merged", out / "hf"
     merge = ("--src_checkpoint", grpo / "model", "--dst_checkpoint_dir", merged, "--src_strategy", train_strategy)

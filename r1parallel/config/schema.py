@@ -166,7 +166,7 @@ class ContextConfig:
 class MonitorConfig:
     """What a run shows and when it protects the host."""
 
-    progress_bar: bool = True  # show progress on the terminal
+    progress_bar: bool = True  # show progress where there is a terminal
     report: bool = True  # write report.html at the end
     num_samples: int = 4  # completions kept of each logged step
     host_memory_protection: bool = False  # stop, with a checkpoint, before the host runs out of memory

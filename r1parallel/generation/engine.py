@@ -86,7 +86,7 @@ class RolloutEngine:
         pad_id: fills unused slots; may be a stop id, masks come from lengths.
 
     Raises:
-        UserError: P + C is more than the model's positions.
+        UserError: P + C is more than the model's positions, or a stop or padding id is not the model's.
     """
 
     def __init__(
@@ -104,6 +104,9 @@ class RolloutEngine:
                 f"prompt length {prompt_length} + max_tokens {sampling.max_tokens} is more than the model's "
                 f"max_position_embeddings {config.max_position_embeddings}; shorten one of them"
             )
+        for token in (*stop_ids, pad_id):
+            if not 0 <= token < config.vocab_size:
+                raise UserError(f"token id {token} (stop or padding) is outside the model's {config.vocab_size} ids")
         self.config, self.sampling = config, sampling
         self.rows, self.prompt_length, self.max_tokens = rows, prompt_length, sampling.max_tokens
         self.stop_ids, self.pad_id = np.array(sorted(stop_ids), np.int32), pad_id
@@ -140,7 +143,11 @@ class RolloutEngine:
         )
         batches = -(-count // self.rows)
         with tqdm(
-            total=batches * self.max_tokens, desc="rollout", unit="step", leave=False, disable=not progress
+            total=batches * self.max_tokens,
+            desc="rollout",
+            unit="step",
+            leave=False,
+            disable=None if progress else True,
         ) as bar:
             for first in range(0, count, self.rows):
                 self._generate_batch(result, prompts, seed, samples, first, bar)

@@ -36,8 +36,7 @@ class Geometry(nn.Cell):
         self.cast, self.angle = ops.Cast(), ops.Mul()
         self.cos, self.sin = ops.Cos(), ops.Sin()
         self.after, self.before, self.both = ops.GreaterEqual(), ops.LessEqual(), ops.LogicalAnd()
-        self.select = ops.Select()
-        self.visible, self.hidden = Tensor(0.0, ms.float32), Tensor(_MASKED, ms.float32)
+        self.seen, self.hide = ops.Sub(), ops.Mul()
         self.reshape, self.tile_heads, self.tile_mask = ops.Reshape(), ops.Tile(), ops.Tile()
 
     def construct(self, slots_S: Tensor, starts_B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -54,7 +53,7 @@ class Geometry(nn.Cell):
         started_B1K = self.after(self.key_slots, self.reshape(starts_B, (rows, 1, 1)))
         causal_1SK = self.before(self.key_slots, self.reshape(slots_S, (1, queries, 1)))
         seen_BSK = self.both(started_B1K, causal_1SK)
-        mask_BSK = self.select(seen_BSK, self.visible, self.hidden)
+        mask_BSK = self.hide(self.seen(1.0, self.cast(seen_BSK, ms.float32)), _MASKED)
         mask_B1SK = self.reshape(mask_BSK, (rows, 1, queries, -1))
         return (
             self.tile_heads(cos_B1SD, (1, self.num_heads, 1, 1)),

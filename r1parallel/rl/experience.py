@@ -90,7 +90,7 @@ def batched_logps(
     count = len(experience.tokens)
     assert count % rows == 0, (count, rows)
     result = np.zeros_like(experience.rollout_logps)
-    for first in tqdm(range(0, count, rows), desc=desc, unit="batch", leave=False, disable=not progress):
+    for first in tqdm(range(0, count, rows), desc=desc, unit="batch", leave=False, disable=None if progress else True):
         batch = order[first : first + rows]
         result[batch] = logps(Tensor(experience.tokens[batch]), Tensor(experience.starts[batch])).asnumpy()
     return np.where(experience.inside, result, 0.0).astype(np.float32)

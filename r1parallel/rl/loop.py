@@ -92,7 +92,13 @@ def _run_folder(config: RunConfig, trainer: GRPOTrainer) -> RunFolder:
 
 def _train(config: RunConfig, trainer: GRPOTrainer, folder: RunFolder) -> None:
     settings, monitor, timer = config.rl_config, config.monitor_config, PhaseTimer()
-    bar = tqdm(total=trainer.total, initial=folder.step, desc="grpo", unit="step", disable=not monitor.progress_bar)
+    bar = tqdm(
+        total=trainer.total,
+        initial=folder.step,
+        desc="grpo",
+        unit="step",
+        disable=None if monitor.progress_bar else True,
+    )
     for number in range(folder.step, trainer.total):
         step = number + 1
         with timer.phase("step"):

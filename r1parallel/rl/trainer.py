@@ -68,11 +68,6 @@ class GRPOTrainer:
             )
         stop_ids = sampling.eos_token_id or tokenizer.stop_ids
         pad_id = tokenizer.pad_token_id if sampling.pad_token_id < 0 else sampling.pad_token_id
-        for token in (*stop_ids, pad_id):
-            if not 0 <= token < model_config.vocab_size:
-                raise UserError(
-                    f"token id {token} (stop or padding) is outside the model's {model_config.vocab_size} ids"
-                )
         self.pad_id = pad_id
         self.engine = RolloutEngine(
             model_config, sampling, generate.infer_model_batch_size, self.prompt_length, stop_ids, pad_id

@@ -172,7 +172,7 @@ def _train(config: RunConfig, trainer: SFTTrainer, folder: RunFolder) -> None:
         initial=folder.step,
         desc="sft",
         unit="update",
-        disable=not config.monitor_config.progress_bar,
+        disable=None if config.monitor_config.progress_bar else True,
     )
     for number in range(folder.step, trainer.total):
         step, last = number + 1, number + 1 == trainer.total
