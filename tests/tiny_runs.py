@@ -17,10 +17,10 @@ from r1parallel.config import RunConfig
 from r1parallel.config.checks import check_config
 from r1parallel.config.command_line import parse_command_line
 from r1parallel.config.load import GRPO_SECTIONS, SFT_SECTIONS
+from r1parallel.config.model import ModelConfig
 from r1parallel.data.arithmetic import generate_arithmetic, write_character_tokenizer
 from r1parallel.data.preprocess import preprocess
 from r1parallel.data.problems import write_problems
-from r1parallel.models.config import ModelConfig
 from r1parallel.models.parameters import random_values
 
 REPOSITORY = Path(__file__).parents[1]

@@ -3,8 +3,8 @@
 import argparse
 from collections.abc import Sequence
 
+from r1parallel.config.model import load_model_config
 from r1parallel.errors import run_command
-from r1parallel.models.config import load_model_config
 from r1parallel.parallel.layout import ModelLayout
 from r1parallel.parallel.mesh import Mesh
 from r1parallel.parallel.strategy import STRATEGY_NAMES, write_model_strategies

@@ -13,8 +13,8 @@ from r1parallel.checkpoint.side_files import CONFIG_FILE, copy_side_files, read_
 from r1parallel.checkpoint.tensor_file import Checkpoint, open_checkpoint
 from r1parallel.checkpoint.tensor_header import TensorEntry
 from r1parallel.checkpoint.tensor_writer import MAX_SHARD_SIZE, Tensor, weight_files, write_checkpoint
+from r1parallel.config.model import ModelConfig, load_model_config
 from r1parallel.errors import UserError
-from r1parallel.models.config import ModelConfig, load_model_config
 
 _HEAD = "lm_head.weight"
 _EMBEDDING = "model.tok_embeddings.embedding_weight"

@@ -7,7 +7,7 @@ import numpy as np
 
 from r1parallel.checkpoint.side_files import CONFIG_FILE, copy_side_files
 from r1parallel.checkpoint.tensor_writer import write_checkpoint, write_tensor_file
-from r1parallel.models.config import ModelConfig, write_model_config
+from r1parallel.config.model import ModelConfig, write_model_config
 
 Values = Mapping[str, np.ndarray]
 

@@ -7,8 +7,8 @@ import numpy as np
 from r1parallel.checkpoint.dtypes import cast
 from r1parallel.checkpoint.names import from_hf
 from r1parallel.checkpoint.tensor_file import Checkpoint, open_checkpoint
+from r1parallel.config.model import ModelConfig, load_model_config
 from r1parallel.errors import UserError
-from r1parallel.models.config import ModelConfig, load_model_config
 
 _HF_EMBEDDING = "model.embed_tokens.weight"
 _HEAD = "lm_head.weight"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from r1parallel.checkpoint.dtypes import CONFIG_DTYPES
-from r1parallel.models.config import load_model_config
+from r1parallel.config.model import load_model_config
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILES = (

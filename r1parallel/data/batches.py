@@ -1,5 +1,6 @@
-"""Which rows make up a batch: a function of the step alone, so a resumed run needs only the step number."""
+"""Which rows make up a batch, a function of the step alone (resuming needs only its number), and how they stand."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -48,3 +49,12 @@ class RowOrder:
 @lru_cache(maxsize=4)
 def _permutation(num_rows: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(num_rows)
+
+
+def right_aligned(prompts: Sequence[Sequence[int]], length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts pushed to the right end of `length` slots: tokens int32 [N, length] and first real slots int32 [N]."""
+    tokens = np.full((len(prompts), length), pad_id, np.int32)
+    starts = np.array([length - len(prompt) for prompt in prompts], np.int32)
+    for row, prompt in enumerate(prompts):
+        tokens[row, starts[row] :] = prompt
+    return tokens, starts

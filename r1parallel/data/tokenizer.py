@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from r1parallel.config.model import ModelConfig
 from r1parallel.data.tokenizer_backends import Backend, load_backend
 from r1parallel.errors import UserError
 
@@ -132,3 +133,16 @@ def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
     if template is not None and not isinstance(template, str):
         raise UserError(f"{folder / 'tokenizer_config.json'}: chat_template is malformed; expected text")
     return template
+
+
+def check_tokenizer(tokenizer: Tokenizer, model: ModelConfig, folder: str) -> None:
+    """Refuse a tokenizer with ids that the model's embedding has no row for.
+
+    Raises:
+        UserError: the tokenizer is of another model.
+    """
+    if tokenizer.vocab_size > model.vocab_size:
+        raise UserError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the model's embedding {model.vocab_size} rows; "
+            "is it the tokenizer of this model?"
+        )

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from r1parallel.checkpoint.load import config_beside, read_model
+from r1parallel.config.model import ModelConfig, load_model_config
 from r1parallel.config.schema import RunConfig, SamplingConfig
-from r1parallel.data.tokenizer import Tokenizer, load_tokenizer
+from r1parallel.data.tokenizer import Tokenizer, check_tokenizer, load_tokenizer
 from r1parallel.errors import UserError
 from r1parallel.generation.engine import Completions, RolloutEngine
-from r1parallel.models.config import ModelConfig, load_model_config
 from r1parallel.models.parameters import load_parameters
 from r1parallel.parallel.device import setup_device
-from r1parallel.training.inputs import check_tokenizer
 
 
 @dataclass

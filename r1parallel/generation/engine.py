@@ -8,11 +8,12 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from tqdm import tqdm
 
+from r1parallel.config.model import ModelConfig
 from r1parallel.config.schema import SamplingConfig
+from r1parallel.data.batches import right_aligned
 from r1parallel.errors import UserError
 from r1parallel.generation.noise import uniforms
 from r1parallel.generation.sampling import Sampler
-from r1parallel.models.config import ModelConfig
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
 from r1parallel.parallel.mesh import Mesh
 from r1parallel.parallel.operators import parallelize
@@ -63,15 +64,6 @@ class NextToken(nn.Cell):
             self.last(hidden_BSH, (0, queries - 1, 0), (rows, queries, size), (1, 1, 1)), (rows, size)
         )
         return self.sampler(self.model.logits(last_BH), uniform_B1, seen_BV, stop_bias_V)
-
-
-def right_aligned(prompts: Sequence[Sequence[int]], length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Prompts pushed to the right end of `length` slots: tokens int32 [N, length] and first real slots int32 [N]."""
-    tokens = np.full((len(prompts), length), pad_id, np.int32)
-    starts = np.array([length - len(prompt) for prompt in prompts], np.int32)
-    for row, prompt in enumerate(prompts):
-        tokens[row, starts[row] :] = prompt
-    return tokens, starts
 
 
 class RolloutEngine:

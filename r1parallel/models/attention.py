@@ -10,7 +10,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
-from r1parallel.models.config import ModelConfig
+from r1parallel.config.model import ModelConfig
 from r1parallel.models.layers import Linear
 
 

@@ -8,7 +8,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from r1parallel.models.config import ModelConfig
+from r1parallel.config.model import ModelConfig
 
 # Added to the score of a key that must not be seen. Finite: a padding row, which sees no key at all, must stay finite.
 _MASKED = -1e9

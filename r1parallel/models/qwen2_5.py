@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from mindspore import Tensor, nn, ops
 
+from r1parallel.config.model import ModelConfig
 from r1parallel.models.attention import Attention, CachedAttention
-from r1parallel.models.config import ModelConfig
 from r1parallel.models.geometry import Geometry
 from r1parallel.models.layers import Embedding, FeedForward, Linear, RMSNorm
 

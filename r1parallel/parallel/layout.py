@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from r1parallel.config.model import ModelConfig
 from r1parallel.errors import UserError
-from r1parallel.models.config import ModelConfig
 from r1parallel.parallel.mesh import Mesh
 from r1parallel.parallel.tensor_layout import Layout, Slices, TensorLayout
 

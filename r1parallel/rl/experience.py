@@ -7,7 +7,8 @@ import numpy as np
 from mindspore import Tensor, nn
 from tqdm import tqdm
 
-from r1parallel.generation.engine import Completions, right_aligned
+from r1parallel.data.batches import right_aligned
+from r1parallel.generation.engine import Completions
 from r1parallel.rewards import Scores
 from r1parallel.rl.advantages import group_advantages, kept_rows
 

@@ -7,12 +7,12 @@ import numpy as np
 from mindspore import nn
 
 from r1parallel.config import RunConfig
+from r1parallel.config.model import ModelConfig
 from r1parallel.data.batches import RowOrder
 from r1parallel.data.mindrecord import Rows
 from r1parallel.data.tokenizer import Tokenizer
 from r1parallel.errors import UserError
 from r1parallel.generation.engine import RolloutEngine
-from r1parallel.models.config import ModelConfig
 from r1parallel.models.logps import CompletionLogps
 from r1parallel.models.parameters import copy_parameters, load_parameters
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM

@@ -3,10 +3,10 @@
 import hashlib
 from dataclasses import dataclass
 
+from r1parallel.config.model import ModelConfig, load_model_config
 from r1parallel.data.mindrecord import Rows, read_mindrecord
-from r1parallel.data.tokenizer import Tokenizer, load_tokenizer
+from r1parallel.data.tokenizer import Tokenizer, check_tokenizer, load_tokenizer
 from r1parallel.errors import UserError
-from r1parallel.models.config import ModelConfig, load_model_config
 
 
 @dataclass
@@ -51,16 +51,3 @@ def fingerprint(rows: Rows) -> str:
     for array in (rows.prompt_ids, rows.prompt_lengths, rows.answer_ids, rows.answer_lengths):
         digest.update(repr(array.shape).encode() + array.tobytes())
     return f"{len(rows.solutions)} rows, sha256 {digest.hexdigest()[:12]}"
-
-
-def check_tokenizer(tokenizer: Tokenizer, model: ModelConfig, folder: str) -> None:
-    """Refuse a tokenizer with ids that the model's embedding has no row for.
-
-    Raises:
-        UserError: the tokenizer is of another model.
-    """
-    if tokenizer.vocab_size > model.vocab_size:
-        raise UserError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} ids, the model's embedding {model.vocab_size} rows; "
-            "is it the tokenizer of this model?"
-        )

@@ -11,11 +11,10 @@ from r1parallel.checkpoint.export import save_model_folder
 from r1parallel.checkpoint.load import read_model
 from r1parallel.config import RunConfig
 from r1parallel.config.load import SFT_SECTIONS
-from r1parallel.data.batches import RowOrder
+from r1parallel.config.model import ModelConfig
+from r1parallel.data.batches import RowOrder, right_aligned
 from r1parallel.data.mindrecord import Rows
 from r1parallel.errors import UserError
-from r1parallel.generation.engine import right_aligned
-from r1parallel.models.config import ModelConfig
 from r1parallel.models.logps import CompletionLogps
 from r1parallel.models.parameters import load_parameters, parameter_values, random_values
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM

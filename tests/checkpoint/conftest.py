@@ -8,7 +8,7 @@ import pytest
 from r1parallel.checkpoint.dtypes import CONFIG_DTYPES, DTYPES
 from r1parallel.checkpoint.names import to_hf
 from r1parallel.checkpoint.tensor_writer import write_checkpoint
-from r1parallel.models.config import ModelConfig
+from r1parallel.config.model import ModelConfig
 
 SIZES = {
     "vocab_size": 16,

@@ -8,7 +8,7 @@ import yaml
 from r1parallel.config import load_config
 from r1parallel.config.checks import check_config
 from r1parallel.config.load import GRPO_SECTIONS, PREDICT_SECTIONS, SFT_SECTIONS
-from r1parallel.models.config import ModelConfig, load_model_config
+from r1parallel.config.model import ModelConfig, load_model_config
 
 ROOT = Path(__file__).resolve().parents[2] / "model_configs"
 # Numbers of parameters of the published checkpoints, a tied head counted once.

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from r1parallel.checkpoint.export import save_model_folder
+from r1parallel.config.model import ModelConfig
 from r1parallel.data.arithmetic import write_character_tokenizer
 from r1parallel.data.tokenizer import load_tokenizer
 from r1parallel.errors import UserError
-from r1parallel.models.config import ModelConfig
 
 TOOL = Path(__file__).parents[2] / "tools" / "generate.py"
 PROMPTS = ["12+3=", "7-", "100-99=1", "5+5="]

@@ -10,8 +10,8 @@ from r1parallel.checkpoint.dtypes import CONFIG_DTYPES, DTYPES
 from r1parallel.checkpoint.load import config_beside, read_model
 from r1parallel.checkpoint.names import to_hf
 from r1parallel.checkpoint.tensor_writer import write_checkpoint, write_tensor_file
+from r1parallel.config.model import ModelConfig
 from r1parallel.errors import UserError
-from r1parallel.models.config import ModelConfig
 
 UNTIED = ModelConfig(11, 8, 12, 2, 2, 1)
 TIED = ModelConfig(11, 8, 12, 2, 2, 1, tie_word_embeddings=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from mindspore import ParameterTuple, Tensor, nn
 
-from r1parallel.generation.engine import right_aligned
+from r1parallel.data.batches import right_aligned
 from r1parallel.models import logps as logps_module
 from r1parallel.models.logps import CompletionLogps
 from r1parallel.models.parameters import load_parameters
@@ -96,7 +96,7 @@ import numpy as np
 from mindspore import ParameterTuple, Tensor
 
 from r1parallel.config.schema import ContextConfig
-from r1parallel.models.config import ModelConfig
+from r1parallel.config.model import ModelConfig
 from r1parallel.models.logps import CompletionLogps
 from r1parallel.models.parameters import load_parameters, random_values
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM

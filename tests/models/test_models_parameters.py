@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from mindspore import Tensor, ops
 
+from r1parallel.config.model import ModelConfig
 from r1parallel.errors import UserError
-from r1parallel.models.config import ModelConfig
 from r1parallel.models.parameters import (
     copy_parameters,
     load_parameters,

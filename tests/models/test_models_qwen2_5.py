@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from r1parallel.generation.engine import right_aligned
+from r1parallel.data.batches import right_aligned
 from r1parallel.models.parameters import load_parameters
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
 

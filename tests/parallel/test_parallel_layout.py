@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from r1parallel.config.model import ModelConfig
 from r1parallel.errors import UserError
-from r1parallel.models.config import ModelConfig
 from r1parallel.parallel.layout import ModelLayout, even_stages, split_dim
 from r1parallel.parallel.mesh import Mesh
 from r1parallel.parallel.tensor_layout import Layout, TensorLayout

@@ -3,7 +3,7 @@
 import pytest
 from mindspore.ops import Primitive
 
-from r1parallel.models.config import ModelConfig
+from r1parallel.config.model import ModelConfig
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
 from r1parallel.parallel.mesh import Mesh
 from r1parallel.parallel.operators import UNSPLIT, parallelize, strategies

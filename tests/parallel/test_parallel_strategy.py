@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from r1parallel.config.model import ModelConfig
 from r1parallel.errors import UserError
-from r1parallel.models.config import ModelConfig
 from r1parallel.parallel.layout import ModelLayout
 from r1parallel.parallel.mesh import Mesh
 from r1parallel.parallel.strategy import merge_strategy_files, read_strategy, write_strategy_files
@@ -123,7 +123,7 @@ from pathlib import Path
 import numpy as np
 import r1parallel.parallel.strategy  # before MindSpore: its import must still work
 import mindspore as ms
-from r1parallel.models.config import ModelConfig
+from r1parallel.config.model import ModelConfig
 from r1parallel.parallel.layout import ModelLayout
 from r1parallel.parallel.mesh import Mesh
 from r1parallel.parallel.strategy import merge_strategy_files, read_strategy, write_strategy_files

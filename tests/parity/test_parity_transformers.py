@@ -8,8 +8,8 @@ import pytest
 from mindspore import ParameterTuple, Tensor, nn
 
 from r1parallel.checkpoint.names import to_hf
-from r1parallel.generation.engine import right_aligned
-from r1parallel.models.config import ModelConfig
+from r1parallel.config.model import ModelConfig
+from r1parallel.data.batches import right_aligned
 from r1parallel.models.logps import CompletionLogps
 from r1parallel.models.parameters import load_parameters
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM

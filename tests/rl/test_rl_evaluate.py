@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from r1parallel.checkpoint.export import save_model_folder
+from r1parallel.config.model import ModelConfig
 from r1parallel.data.arithmetic import generate_arithmetic, write_character_tokenizer
 from r1parallel.data.tokenizer import Tokenizer, load_tokenizer
 from r1parallel.errors import UserError
 from r1parallel.generation.engine import Completions
-from r1parallel.models.config import ModelConfig
 from r1parallel.rl.evaluate import DEFAULT_VERIFIERS, evaluate, pass_at_k
 
 TOOL = Path(__file__).parents[2] / "tools" / "evaluate.py"

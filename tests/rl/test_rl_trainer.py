@@ -6,11 +6,11 @@ from mindspore import Tensor
 from tiny_runs import MODEL, SIZES, STOP_ID, grpo_config, tiny_inputs
 
 from r1parallel.checkpoint.load import read_model
+from r1parallel.config.model import ModelConfig
 from r1parallel.data.mindrecord import read_mindrecord
 from r1parallel.data.tokenizer import load_tokenizer
 from r1parallel.errors import UserError
 from r1parallel.generation.engine import Completions
-from r1parallel.models.config import ModelConfig
 from r1parallel.models.logps import CompletionLogps
 from r1parallel.models.parameters import parameter_values, random_values
 from r1parallel.monitor.phases import PhaseTimer

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from tiny_runs import MODEL, SIZES, tiny_inputs
 
+from r1parallel.config.model import ModelConfig
 from r1parallel.data.mindrecord import read_mindrecord
 from r1parallel.errors import UserError
-from r1parallel.models.config import ModelConfig
 from r1parallel.training.inputs import fingerprint, load_inputs, load_rows
 
 

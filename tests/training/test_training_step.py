@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
+from r1parallel.config.model import ModelConfig
 from r1parallel.config.schema import OptimizerConfig
 from r1parallel.errors import UserError
-from r1parallel.models.config import ModelConfig
 from r1parallel.training.optimizer import decays
 from r1parallel.training.step import TrainStep
 

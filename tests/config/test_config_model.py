@@ -2,8 +2,8 @@ import json
 
 import pytest
 
+from r1parallel.config.model import ModelConfig, load_model_config, write_model_config
 from r1parallel.errors import UserError
-from r1parallel.models.config import ModelConfig, load_model_config, write_model_config
 
 SIZES = {
     "vocab_size": 64,
