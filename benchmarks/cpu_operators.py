@@ -4,9 +4,10 @@ Each operator is chained 20 times over a [4096, 1024] fp32 tensor (16.8 MB) in a
 growth of the peak resident memory for each operator in the chain, less that of a chain which keeps nothing.
 """
 
-import resource
 import subprocess
 import sys
+
+from r1parallel.monitor.memory import peak_resident_bytes
 
 CHAIN, ROWS, COLUMNS = 20, 4096, 1024
 NAMES = ("relu", "add_broadcast", "mul_broadcast", "transpose", "bias_add", "tile", "softmax", "matmul", "split_concat")
@@ -57,9 +58,9 @@ def measure(name: str) -> float:
 
     chain = Chain()
     chain.set_train(False)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_resident_bytes()
     chain(Tensor(np.ones((ROWS, COLUMNS), np.float32))).asnumpy()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
+    return (peak_resident_bytes() - before) / 1e6
 
 
 def main() -> None:

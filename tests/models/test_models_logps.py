@@ -89,7 +89,6 @@ def test_chunks_cover_every_row_once(model, rows, elements, tiny_config, monkeyp
 
 
 _MEASURE = """
-import resource
 
 import mindspore as ms
 import numpy as np
@@ -100,6 +99,7 @@ from r1parallel.config.model import ModelConfig
 from r1parallel.models.logps import CompletionLogps
 from r1parallel.models.parameters import load_parameters, random_values
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
+from r1parallel.monitor.memory import peak_resident_bytes
 from r1parallel.parallel.device import setup_device
 from r1parallel.training.sft import SFTLoss
 
@@ -121,12 +121,11 @@ loss = SFTLoss(CompletionLogps(model, rows, prompt, answer))
 gradient = Gradient(loss, ParameterTuple(model.trainable_params()))
 tokens = np.random.default_rng(0).integers(0, config.vocab_size, (rows, prompt + answer)).astype(np.int32)
 inputs = [Tensor(x) for x in (tokens, np.zeros(rows, np.int32), np.ones((rows, answer), np.float32))]
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_resident_bytes()  # ru_maxrss would begin at the parent's
 for _ in range(2):
     (value, _), gradients = gradient(*inputs)
     assert np.isfinite(float(value.asnumpy())) and np.abs(gradients[0].asnumpy()).max() > 0
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print("MEASURED", (after - before) / 1024)
+print("MEASURED", (peak_resident_bytes() - before) / 2**20)
 """
 
 
