@@ -66,7 +66,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.12",
     packages=find_packages(include=["r1parallel", "r1parallel.*"]),
-    package_data={"r1parallel.monitor": ["*.jinja"]},
+    package_data={"r1parallel.monitor": ["*.jinja"], "r1parallel.cpu_backend": ["*.cc", "*.h"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
 )

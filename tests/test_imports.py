@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "r1parallel"
 LAYERS = (
     {"errors"},
     {"config"},
-    {"parallel"},
+    {"parallel", "cpu_backend"},
     {"models", "checkpoint", "monitor"},
     {"data", "rewards"},
     {"generation"},

@@ -1,0 +1,108 @@
+"""Compile kernels.cc against the installed wheel, once, into the user's cache."""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from r1parallel.cpu_backend.wheel import Wheel
+from r1parallel.errors import UserError
+
+COMPILER = "g++"
+NO_COMPILER = (
+    "CPU backend: g++ is missing, install it (Debian, Ubuntu: apt-get install g++). Without it tensor and data "
+    "parallel run; sequence, optimizer and pipeline parallel, reductions other than a sum, AllGather and Broadcast "
+    "in a part of the ranks, AlltoAll and bfloat16 do not."
+)
+_SOURCES = (Path(__file__).with_name("kernels.cc"), Path(__file__).with_name("group.h"))
+# The wheel's libraries use the layouts of std::string before C++11 and of its own hash tables.
+_FLAGS = ["-std=c++17", "-O2", "-w", "-shared", "-fPIC", "-D_GLIBCXX_USE_CXX11_ABI=0", "-DENABLE_FAST_HASH_TABLE=1"]
+_LIBRARIES = ("core", "common", "hardware_abstract", "backend_common", "ops_host", "runtime_utils")
+_HEADERS = (
+    "",
+    "include",
+    "include/mindspore",
+    "include/mindspore/ccsrc",
+    "include/mindspore/ccsrc/include",
+    "include/mindspore/ccsrc/minddata/mindrecord/include",
+    "include/mindspore/core",
+    "include/mindspore/core/include",
+    "include/mindspore/core/include/mindrt/include",
+    "include/mindspore/core/mindrt",
+    "include/mindspore/core/mindrt/include",
+    "include/mindspore/include",
+    "include/mindspore/ops",
+    "include/mindspore/ops/include",
+    "include/mindspore/ops/kernel/include",
+    "include/third_party",
+    "include/third_party/include",
+    "include/third_party/pybind11",
+    "include/third_party/robin_hood_hashing",
+    "include/third_party/securec/include",
+)
+
+
+def build_kernels(wheel: Wheel) -> Path | None:
+    """The compiled library, made now if the cache has none. Any number of processes may call this at once.
+
+    Returns:
+        Its path, or None where it would have to be compiled and there is no g++.
+
+    Raises:
+        UserError: g++ failed, or the cache cannot be written.
+    """
+    target = cached_library(wheel)
+    if target.exists():
+        return target
+    if shutil.which(COMPILER) is None:
+        return None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(target.with_suffix(".lock")):
+            if not target.exists():  # another process may have been first
+                _compile(wheel, target)
+    except OSError as error:
+        raise UserError(f"{target.parent}: {error.strerror}; set XDG_CACHE_HOME to a writable folder") from None
+    return target
+
+
+def cached_library(wheel: Wheel) -> Path:
+    """Where the library for this wheel, this Python and these sources belongs."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    digest = hashlib.sha256(repr((_FLAGS, _LIBRARIES, _HEADERS)).encode())
+    for source in _SOURCES:
+        digest.update(source.read_bytes())
+    name = f"kernels-{wheel.version}-{sys.implementation.cache_tag}-{digest.hexdigest()[:16]}.so"
+    return Path(base) / "r1parallel" / "cpu_backend" / name
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock that belongs to a file; the system releases it when the process ends, however it ends."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _compile(wheel: Wheel, target: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        made = Path(folder) / target.name
+        result = subprocess.run(_command(wheel, made), capture_output=True, text=True, start_new_session=True)
+        if result.returncode:
+            errors = (line for line in result.stderr.splitlines() if "error" in line)
+            reason = next(errors, f"exit code {result.returncode}")
+            raise UserError(f"{COMPILER} cannot compile {_SOURCES[0]} for mindspore {wheel.version}: {reason}")
+        os.replace(made, target)
+
+
+def _command(wheel: Wheel, made: Path) -> list[str]:
+    headers = [f"-I{wheel.folder / folder}" for folder in _HEADERS] + [f"-I{sysconfig.get_path('include')}"]
+    libraries = [f"-l:libmindspore_{name}.so" for name in _LIBRARIES]
+    return [COMPILER, *_FLAGS, *headers, str(_SOURCES[0]), "-o", str(made), f"-L{wheel.folder / 'lib'}", *libraries]

@@ -1,0 +1,61 @@
+"""MindSpore's graph-mode semi_auto_parallel on the CPU: the one call."""
+
+import ctypes
+
+from r1parallel.cpu_backend.build import NO_COMPILER, build_kernels
+from r1parallel.cpu_backend.comm_manager import (
+    Groups,
+    RunningGroups,
+    SimulatedGroups,
+    answer_python,
+    register_comm_manager,
+)
+from r1parallel.cpu_backend.patch import patch_frontend
+from r1parallel.cpu_backend.wheel import find_wheel
+
+_enabled = False
+
+
+def enable(simulate: tuple[int, int] | None = None) -> str | None:
+    """Make semi_auto_parallel work on the CPU, in this process.
+
+    To be called once, after `mindspore.set_device("CPU")` and, under msrun, after `init()`, and before any graph is
+    compiled.
+
+    Args:
+        simulate: (rank, number of ranks) of a dry run, which compiles one rank's graph in a single process and needs
+            neither msrun nor `init()`; None for a job that runs.
+
+    Returns:
+        None, or one line for the user that says what does not work on this machine and what to install.
+
+    Raises:
+        UserError: the wheel is not one that was tested, or its kernels cannot be compiled.
+        ValueError: `simulate` names no rank, the target is not the CPU, or this was called before.
+    """
+    global _enabled
+    import mindspore as ms
+
+    if _enabled:
+        raise ValueError("the CPU backend is enabled already: once in a process is enough, and it cannot be taken back")
+    if ms.get_context("device_target") != "CPU":
+        raise ValueError("the CPU backend is for the target CPU: call mindspore.set_device first")
+    if simulate is not None and not 0 <= simulate[0] < simulate[1]:
+        raise ValueError(f"simulate {simulate}: the rank must be at least 0 and less than the number of ranks")
+    wheel = find_wheel()
+    kernels = build_kernels(wheel)
+    patch_frontend(wheel)
+    _enabled = True
+    register_comm_manager(_groups(simulate), wheel.folder / "lib")
+    if kernels is None:
+        return NO_COMPILER
+    ctypes.CDLL(str(kernels)).r1parallel_register_kernels()
+    return None
+
+
+def _groups(simulate: tuple[int, int] | None) -> Groups:
+    if simulate is None:
+        return RunningGroups()
+    groups = SimulatedGroups(*simulate)
+    answer_python(groups)
+    return groups

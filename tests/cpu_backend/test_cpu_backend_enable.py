@@ -1,0 +1,78 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from r1parallel.cpu_backend import enable as module
+from r1parallel.cpu_backend.build import NO_COMPILER
+from r1parallel.cpu_backend.enable import enable
+
+REPOSITORY = Path(__file__).parents[2]
+# Rank 3 of a job of 4, two by two; the weight is split over two of them.
+DRY_RUN = """\
+import json, sys
+import mindspore as ms, numpy as np
+from mindspore.communication import get_group_size, get_rank
+from mindspore.parallel.auto_parallel import AutoParallel
+from r1parallel.cpu_backend.enable import enable
+from r1parallel.cpu_backend.selftest_worker import _Product
+
+ms.set_context(mode=ms.GRAPH_MODE)
+ms.set_device("CPU")
+message = enable(simulate=(3, 4))
+product = _Product(np.ones((8, 3), np.float32), 2, 2)
+net = AutoParallel(product, parallel_mode="semi_auto")
+net.dataset_strategy("full_batch")
+net.save_param_strategy_file(sys.argv[1])
+net.compile(ms.Tensor(np.ones((4, 8), np.float32)))
+slices = list(product.weight.shape)
+print(json.dumps({"message": message, "rank": get_rank(), "size": get_group_size(), "slice": slices}))
+"""
+
+
+@pytest.mark.slow
+def test_a_dry_run_compiles_one_rank_of_many_without_a_compiler(tmp_path):
+    strategy = tmp_path / "strategy.ckpt"
+    result = subprocess.run(
+        [sys.executable, "-c", DRY_RUN, str(strategy)],
+        cwd=tmp_path,
+        env=os.environ | {"PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        start_new_session=True,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert json.loads(result.stdout.splitlines()[-1]) == {"message": NO_COMPILER, "rank": 3, "size": 4, "slice": [4, 3]}
+    assert strategy.is_file()
+
+
+def test_only_ranks_of_the_job_can_be_simulated(mindspore_cpu):
+    for simulate in [(4, 4), (-1, 4)]:
+        with pytest.raises(ValueError, match="less than the number of ranks"):
+            enable(simulate)
+
+
+def test_another_target_is_refused(mindspore_cpu, monkeypatch):
+    import mindspore as ms
+
+    monkeypatch.setattr(ms, "get_context", lambda key: "Ascend")
+    with pytest.raises(ValueError, match="for the target CPU"):
+        enable()
+
+
+@pytest.mark.parametrize("simulate", [None, (1, 2)])
+def test_without_kernels_the_rest_is_done_and_the_message_given(mindspore_cpu, monkeypatch, simulate):
+    done = []
+    monkeypatch.setattr(module, "_enabled", False)
+    monkeypatch.setattr(module, "build_kernels", lambda wheel: None)
+    monkeypatch.setattr(module, "patch_frontend", lambda wheel: done.append(wheel.sites))
+    monkeypatch.setattr(module, "answer_python", lambda groups: done.append(groups.rank("mccl_world_group")))
+    monkeypatch.setattr(module, "register_comm_manager", lambda groups, folder: done.append(type(groups).__name__))
+    assert enable(simulate) == NO_COMPILER
+    assert done == ([4, "RunningGroups"] if simulate is None else [4, 1, "SimulatedGroups"])
+    with pytest.raises(ValueError, match="enabled already"):
+        enable(simulate)
