@@ -118,22 +118,24 @@ def _checks(group: str, ranks: list[int]) -> Iterator[tuple[str, Callable[[], No
             found = make(dtype)(_tensor(values[own], dtype))
             np.testing.assert_array_equal(_array(found), expect(values), err_msg=dtype)
 
-    for op, reduce in REDUCTIONS.items():
+    def reductions(op: str, reduce: Callable[..., np.ndarray]) -> Iterator[tuple[str, Callable[[], None]]]:
+        def scattered(values: list[np.ndarray]) -> np.ndarray:
+            return np.split(reduce(values, axis=0), size)[own]
+
+        # One row more than the ranks can share evenly.
         yield (
             f"AllReduce {op}",
-            lambda op=op, reduce=reduce: check(
+            lambda: check(
                 lambda _: _Call(ops.AllReduce(op, group)), lambda values: reduce(values, axis=0), REDUCED, 2 * size + 1
             ),
         )
         yield (
             f"ReduceScatter {op}",
-            lambda op=op, reduce=reduce: check(
-                lambda _: _Call(ops.ReduceScatter(op, group)),
-                lambda values: np.split(reduce(values, axis=0), size)[own],
-                REDUCED,
-                2 * size,
-            ),
+            lambda: check(lambda _: _Call(ops.ReduceScatter(op, group)), scattered, REDUCED, 2 * size),
         )
+
+    for op, reduce in REDUCTIONS.items():
+        yield from reductions(op, reduce)
     yield "AllGather", lambda: check(lambda _: _Call(ops.AllGather(group)), np.concatenate, MOVED, 2)
     yield (
         "Broadcast",

@@ -11,7 +11,7 @@ from r1parallel.cpu_backend.build import NO_COMPILER
 from r1parallel.cpu_backend.enable import enable
 
 REPOSITORY = Path(__file__).parents[2]
-# Rank 3 of a job of 4, two by two; the weight is split over two of them.
+# Rank 3 of a job of 4 that splits a weight of eight rows; without kernels, groups have to be the whole job.
 DRY_RUN = """\
 import json, sys
 import mindspore as ms, numpy as np
@@ -23,7 +23,7 @@ from r1parallel.cpu_backend.selftest_worker import _Product
 ms.set_context(mode=ms.GRAPH_MODE)
 ms.set_device("CPU")
 message = enable(simulate=(3, 4))
-product = _Product(np.ones((8, 3), np.float32), 2, 2)
+product = _Product(np.ones((8, 3), np.float32), 1, 4)
 net = AutoParallel(product, parallel_mode="semi_auto")
 net.dataset_strategy("full_batch")
 net.save_param_strategy_file(sys.argv[1])
@@ -46,7 +46,7 @@ def test_a_dry_run_compiles_one_rank_of_many_without_a_compiler(tmp_path):
         start_new_session=True,
     )
     assert result.returncode == 0, result.stderr[-2000:]
-    assert json.loads(result.stdout.splitlines()[-1]) == {"message": NO_COMPILER, "rank": 3, "size": 4, "slice": [4, 3]}
+    assert json.loads(result.stdout.splitlines()[-1]) == {"message": NO_COMPILER, "rank": 3, "size": 4, "slice": [2, 3]}
     assert strategy.is_file()
 
 
