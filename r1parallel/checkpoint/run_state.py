@@ -54,7 +54,7 @@ def save_run_state(
         shutil.rmtree(leftover)
     final = folder / f"step_{step}"
     if final.exists() and _complaint(final) is not None:  # damaged: resuming passed it over, this run makes it anew
-        os.replace(final, folder / f"{final.name}.tmp-damaged")
+        shutil.rmtree(final)
     if final.exists():
         raise UserError(f"{final}: this step is saved already; resume from it, or give the run another folder")
     temporary = folder / f"{final.name}.tmp-{os.getpid()}"
@@ -63,8 +63,6 @@ def save_run_state(
     os.replace(temporary, final)
     _flush_folder(folder)
     _prune(folder, keep, newest=final)
-    for leftover in folder.glob("*.tmp*"):
-        shutil.rmtree(leftover)
     return final
 
 

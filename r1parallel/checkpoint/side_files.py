@@ -1,11 +1,11 @@
 """The files beside the weights: config.json and the tokenizer's, which every copy of a checkpoint keeps."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+from r1parallel.atomic import replacing
 from r1parallel.checkpoint.dtypes import CONFIG_DTYPES
 from r1parallel.config.model import load_model_config
 
@@ -27,9 +27,8 @@ def copy_side_files(src: Path, dst: Path) -> None:
     """Copy config.json and the tokenizer's files, those that are there, from one folder into another."""
     for name in (CONFIG_FILE, *TOKENIZER_FILES):
         if (src / name).is_file():
-            temporary = dst / f"{name}.tmp-{os.getpid()}"
-            shutil.copyfile(src / name, temporary)
-            os.replace(temporary, dst / name)
+            with replacing(dst / name) as temporary:
+                shutil.copyfile(src / name, temporary)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -52,6 +51,5 @@ def write_config(config: dict[str, Any], folder: Path, dtypes: set[str]) -> None
     if len(dtypes) == 1:
         torch_dtype = CONFIG_DTYPES[next(iter(dtypes))]
         config = {**config, "torch_dtype": torch_dtype, **({"dtype": torch_dtype} if "dtype" in config else {})}
-    temporary = folder / f"{CONFIG_FILE}.tmp-{os.getpid()}"
-    temporary.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / CONFIG_FILE)
+    with replacing(folder / CONFIG_FILE) as temporary:
+        temporary.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

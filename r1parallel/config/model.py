@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+from r1parallel.atomic import replacing
 from r1parallel.errors import UserError
 
 # Hugging Face key → ours. Keys of config.json that are not here do not change the computation.
@@ -158,6 +159,6 @@ def write_model_config(
     config: ModelConfig, path: str | Path, dtype: str = "float32", **token_ids: int | list[int]
 ) -> None:
     """Write a Hugging Face config.json; `token_ids` are bos_token_id, eos_token_id and the like."""
-    Path(path).write_text(
-        json.dumps({**config.to_hf(), "torch_dtype": dtype, **token_ids}, indent=2) + "\n", encoding="utf-8"
-    )
+    values = {**config.to_hf(), "torch_dtype": dtype, **token_ids}
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

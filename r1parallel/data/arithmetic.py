@@ -1,7 +1,6 @@
 """Sums and differences with written working, and a character tokenizer: a task small enough for a laptop."""
 
 import json
-import os
 import random
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from r1parallel.atomic import replacing
 from r1parallel.errors import UserError
 
 _MAX_MISSES = 20000  # draws in a row without a new problem that count as "there are no more"
@@ -117,9 +117,8 @@ def write_character_tokenizer(folder: str | Path) -> None:
         if path.exists() and path.read_text(encoding="utf-8") != content:
             raise UserError(f"{path}: another tokenizer is here; choose another --tokenizer_dir")
     for name, content in files.items():
-        temporary = folder / f".{name}.tmp"
-        temporary.write_text(content, encoding="utf-8")
-        os.replace(temporary, folder / name)
+        with replacing(folder / name) as temporary:
+            temporary.write_text(content, encoding="utf-8")
 
 
 def _character_tokenizer() -> Tokenizer:

@@ -1,12 +1,12 @@
 """Files of generated problems."""
 
 import json
-import os
 from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from r1parallel.atomic import replacing
 from r1parallel.data.arithmetic import arithmetic_key
 from r1parallel.data.countdown import countdown_key
 from r1parallel.data.sources import json_lines
@@ -48,14 +48,9 @@ def write_problems(path: str | Path, rows: Iterable[dict[str, Any]], overwrite: 
     first = next(rows, None)
     if first is None:
         raise UserError(f"{path}: no problem to write; --num must be at least 1")
-    temporary = path.with_name(f".{path.name}.tmp")
     num_rows = 0
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            for row in chain([first], rows):
-                file.write(json.dumps(row) + "\n")
-                num_rows += 1
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for row in chain([first], rows):
+            file.write(json.dumps(row) + "\n")
+            num_rows += 1
     return num_rows

@@ -1,11 +1,10 @@
 """Prompts from a file, completions into a file."""
 
 import json
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from r1parallel.atomic import replacing
 from r1parallel.data.templates import render
 from r1parallel.errors import UserError
 from r1parallel.generation.answer import Answerer
@@ -43,14 +42,11 @@ def write_lines(path: str | Path, rows: list[dict[str, Any]]) -> None:
         UserError: the file cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        os.replace(temporary, path)
+        with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+            stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise UserError(f"{path}: cannot be written: {error.strerror}; choose another --output") from None
 
 

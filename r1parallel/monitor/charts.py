@@ -1,7 +1,6 @@
 """Pictures of metrics: drawn once, given as SVG that follows the page's colours, or as a PNG file."""
 
 import io
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
+from r1parallel.atomic import replacing
 from r1parallel.errors import UserError
 from r1parallel.monitor.metrics import read_metrics
 
@@ -173,9 +173,8 @@ def save_curve(metrics_path: Path, metric: str, out_png: Path, title: str) -> No
     panel = Panel(title, "", metric, {metric: metric}, band, smooth=True, from_zero=False)
     figure = draw_panel(lines, panel)
     figure.suptitle(title, fontsize=11, color=INK, parse_math=False)
-    temporary = out_png.with_name(out_png.name + ".tmp")
-    figure.savefig(temporary, format="png", dpi=200, facecolor="white")
-    os.replace(temporary, out_png)
+    with replacing(out_png) as temporary:
+        figure.savefig(temporary, format="png", dpi=200, facecolor="white")
 
 
 def _merge(lines: Lines) -> dict[str, Any]:

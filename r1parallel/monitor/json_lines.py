@@ -1,11 +1,11 @@
 """A file of one JSON object a line, each with its step: appended to as a run goes, cut back when it resumes."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from r1parallel.atomic import replacing
 from r1parallel.errors import UserError
 
 
@@ -56,10 +56,8 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
 def cut_after(path: Path, last_step: int) -> None:
     """Keep only the whole lines whose step is at most `last_step`; the file is replaced in one go."""
     kept = [record for record in read_records(path) if record["step"] <= last_step]
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8", newline="\n") as file:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
-    os.replace(temporary, path)
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

@@ -1,7 +1,6 @@
 """One HTML page on a run: self-contained, so that it can be mailed, kept and opened anywhere."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from r1parallel.atomic import replacing
 from r1parallel.errors import UserError
 from r1parallel.monitor.charts import Lines, draw_panel, draw_phases, to_svg
 from r1parallel.monitor.metrics import METRICS_FILE, read_metrics
@@ -42,9 +42,8 @@ def write_report(run_dir: Path, title: str | None = None) -> Path:
         sections=sections,
     )
     path = run_dir / REPORT_FILE
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
     return path
 
 

@@ -1,6 +1,5 @@
 """Strategy files: a layout as MindSpore writes it when it compiles a parallel graph, and reads it back."""
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
+from r1parallel.atomic import replacing
 from r1parallel.errors import UserError
 from r1parallel.parallel.strategy_proto import ParallelStrategyMap
 from r1parallel.parallel.tensor_layout import Layout, TensorLayout
@@ -181,6 +181,5 @@ def _require_rank_files(folder: Path) -> list[Path]:
 
 
 def _replace(file: Path, message: Any) -> None:
-    temporary = file.with_name(f"{file.name}.tmp-{os.getpid()}")
-    temporary.write_bytes(message.SerializeToString())
-    os.replace(temporary, file)
+    with replacing(file) as temporary:
+        temporary.write_bytes(message.SerializeToString())

@@ -9,7 +9,7 @@ from r1parallel.rl.update import TokenStatistics
 def reward_metrics(experience: Experience, group: int) -> dict[str, float]:
     """Rewards, advantages and lengths, over the kept rows where a reward is needed."""
     kept = experience.kept
-    metrics = {"skipped_groups": float((~kept).sum() // group)}
+    metrics = {"skipped_groups": float((~kept).sum() // group), "reward_timeouts": float(experience.scores.timeouts)}
     metrics |= _spread("completion_length", experience.lengths)
     metrics["completion_clipped_fraction"] = float((~experience.stopped).mean())
     prompt_slots = experience.tokens.shape[1] - experience.rollout_logps.shape[1]

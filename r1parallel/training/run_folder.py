@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from r1parallel.atomic import replacing
 from r1parallel.checkpoint.run_state import latest_run_state, load_run_state, save_run_state
 from r1parallel.config import RunConfig
 from r1parallel.errors import UserError
@@ -68,7 +69,8 @@ class RunFolder:
         self.metrics = MetricsWriter(self.path, self._tensorboard_dir, resume_step)
         self.samples = SampleLog(self.path, resume_step)
         settings = {name: value for name, value in asdict(self._config).items() if name in self._sections}
-        (self.path / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        with replacing(self.path / "config.json") as temporary:
+            temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
     def _restore(self) -> None:
         newest = latest_run_state(self.checkpoints)

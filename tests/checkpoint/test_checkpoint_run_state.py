@@ -102,6 +102,17 @@ while True:
 """
 
 
+def test_a_damaged_checkpoint_is_made_anew(tmp_path):
+    save_run_state(tmp_path, 1, tensors(1), {}, keep=5)
+    damaged = save_run_state(tmp_path, 2, tensors(2), {}, keep=5)
+    (damaged / "actor.safetensors").write_bytes(b"half")
+    assert latest_run_state(tmp_path) == tmp_path / "step_1"
+    assert save_run_state(tmp_path, 2, tensors(20), {}, keep=5) == damaged
+    groups, _ = load_run_state(latest_run_state(tmp_path))
+    assert groups["actor"]["w"].read()[0, 0] == 20
+    assert names(tmp_path) == ["step_1", "step_2"]
+
+
 def test_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
     chance = random.Random(0)
     for _ in range(8):

@@ -40,7 +40,7 @@ class Page(HTMLParser):
 def page_of(run_dir, title=None):
     path = write_report(run_dir, title)
     assert path == run_dir / "report.html"
-    assert not path.with_name("report.html.tmp").exists()
+    assert not list(path.parent.glob("*.tmp*"))
     return Page(path.read_text(encoding="utf-8"))
 
 
