@@ -15,13 +15,23 @@ class ParallelConfig:
     pipeline_stage: int = 1  # groups of consecutive layers, each on its own devices
     use_seq_parallel: bool = False  # split activations between the blocks over model_parallel
     micro_batch_num: int = 1  # micro-batches accumulated into one optimizer update
+    micro_batch_interleave_num: int = 1  # parts of a micro-batch whose communication and computation overlap
+
+
+@dataclass
+class RecomputeConfig:
+    """Activations that the backward pass computes again instead of keeping them."""
+
+    recompute: bool = False  # whole blocks
+    recompute_layers: list[int] = field(default_factory=list)  # of these layers only; empty: of all
+    select_recompute: bool = False  # instead of whole blocks, attention weights and the gated product only
 
 
 @dataclass
 class OptimizerConfig:
     """AdamW (Loshchilov and Hutter 2019): decoupled weight decay, none on biases and norm weights."""
 
-    type: str = "adamw"  # adamw is the only one
+    type: str = "adamw"  # adamw | momentum (plain SGD with momentum 0.9 and no decay, to compare layouts)
     adam_beta1: float = 0.9  # decay of the mean of gradients
     adam_beta2: float = 0.95  # decay of the mean of squared gradients
     eps: float = 1e-8  # added to the root of the mean square
@@ -48,6 +58,8 @@ class ActorConfig:
     save: str = ""  # where checkpoints go; empty: <output_dir>/checkpoints
     model_config: str = ""  # model.yaml or a Hugging Face config.json; a relative path starts at the YAML's folder
     parallel_config: ParallelConfig = field(default_factory=ParallelConfig)
+    offset: list[int] = field(default_factory=list)  # layers of each stage more (or fewer) than an even share
+    recompute_config: RecomputeConfig = field(default_factory=RecomputeConfig)
     enable_parallel_optimizer: bool = False  # split optimizer state over data_parallel
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     lr_schedule: LrScheduleConfig = field(default_factory=LrScheduleConfig)
@@ -158,6 +170,7 @@ class ContextConfig:
     device_target: str = "CPU"  # CPU | Ascend
     device_id: int = 0  # which device of this host
     max_call_depth: int = 10000  # of graph compilation
+    wait_limit: float = 1800.0  # seconds that a rank waits for the others, compilation included
     save_graphs: bool = False  # dump the compiler's graphs
     save_graphs_path: str = "./graphs"  # where they go
 
