@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from r1parallel.config.checks import check_config, check_paths
 from r1parallel.config.command_line import parse_command_line
 from r1parallel.config.load import GRPO_SECTIONS
-from r1parallel.errors import run_command
+from r1parallel.parallel.worker import run_worker
 
 
 def main(argv: Sequence[str]) -> None:
@@ -19,4 +19,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_worker(main)

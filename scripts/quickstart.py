@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> None:
     held_out = ("--sft_config.eval_dataset_file", data / "test.mindrecord")
     stages.run("sft", "run_sft.py", "--config", configs / "sft.yaml", *rows, *held_out, "--output_dir", sft)
     strategy, slices = out / "strategy", out / "slices"
-    stages.run("slice", "tools/make_strategy.py", "--model_config", configs / "model.yaml", "--output_dir", strategy)
+    stages.run("slice", "tools/make_strategy.py", "--config", configs / "grpo.yaml", "--output_dir", strategy)
     train_strategy = strategy / "train_policy_strategy"
     cut = ("--src_checkpoint", sft / "model", "--dst_checkpoint_dir", slices, "--dst_strategy", train_strategy)
     stages.run("slice", "tools/slice_ckpt.py", *cut)

@@ -1,30 +1,45 @@
-"""Write the strategy files of a model and a mesh. No device and no compilation is needed."""
+"""Write the strategy files of one of a run's models from its configuration. No device and no compilation is needed."""
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import fields
 
-from r1parallel.config.model import load_model_config
+from r1parallel.config.command_line import parse_command_line
+from r1parallel.config.schema import RunConfig
 from r1parallel.errors import run_command
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.mesh import Mesh
+from r1parallel.parallel.describe import describe_rank, first_ranks, parse_ranks
+from r1parallel.parallel.model_layout import configured_layout
 from r1parallel.parallel.strategy import STRATEGY_NAMES, write_model_strategies
+
+SECTIONS = [field.name for field in fields(RunConfig)]  # a grpo.yaml and a sft.yaml are both understood
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse the command line and write one file for each rank, and the merged file."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--model_config", required=True, help="model.yaml, config.json or a folder with one")
-    parser.add_argument("--output_dir", default="./strategy/", help="default: %(default)s")
+    every_key = "Any key of the configuration can be given as --section.key value; docs/configuration.md lists them."
+    parser = argparse.ArgumentParser(description=__doc__, epilog=every_key, allow_abbrev=False)
+    parser.add_argument("--config", required=True, help="grpo.yaml or, for the actor, sft.yaml")
     parser.add_argument("--model", choices=list(STRATEGY_NAMES), default="actor", help="default: %(default)s")
-    parser.add_argument("--dp", type=int, default=1, help="data_parallel")
-    parser.add_argument("--tp", type=int, default=1, help="model_parallel")
-    parser.add_argument("--pp", type=int, default=1, help="pipeline_stage")
-    parser.add_argument("--enable_parallel_optimizer", action="store_true", help="split what dp ranks share")
-    args = parser.parse_args(argv)
-    mesh = Mesh(dp=args.dp, pp=args.pp, tp=args.tp)
-    layout = ModelLayout(load_model_config(args.model_config), mesh, args.enable_parallel_optimizer)
+    parser.add_argument("--world_size", type=int, help="processes of the run; default: as the actor's layout needs")
+    parser.add_argument("--output_dir", default="./strategy/", help="default: %(default)s")
+    parser.add_argument("--ranks", help="print what lies on these ranks, such as 0,5; files are written for all")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="let MindSpore compile the model for --ranks (default: one rank of each stage) and compare",
+    )
+    args, keys = parser.parse_known_args(argv)
+    config = parse_command_line(["--config", args.config, *keys], SECTIONS, parser.prog, "")
+    layout = configured_layout(config, args.model, args.world_size)
+    ranks = [] if args.ranks is None else parse_ranks(args.ranks, layout.world_size)
+    for rank in ranks:
+        print(describe_rank(layout, rank), end="\n\n")
     folder = write_model_strategies(layout, args.model, args.output_dir)
-    print(f"wrote {mesh.world_size} strategy files to {folder}")
+    print(f"wrote {layout.world_size} strategy files to {folder}")
+    if args.check:
+        from r1parallel.parallel.dry_run import check_strategy
+
+        check_strategy(config, args.model, ranks or first_ranks(layout), args.output_dir)
 
 
 if __name__ == "__main__":

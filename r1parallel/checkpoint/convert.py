@@ -10,8 +10,8 @@ from tqdm import tqdm
 from r1parallel.checkpoint.dtypes import CONFIG_DTYPES, DTYPES, WEIGHT_DTYPES, cast
 from r1parallel.checkpoint.names import from_hf, to_hf
 from r1parallel.checkpoint.side_files import CONFIG_FILE, copy_side_files, read_config, write_config
-from r1parallel.checkpoint.tensor_file import Checkpoint, open_checkpoint
-from r1parallel.checkpoint.tensor_header import TensorEntry
+from r1parallel.checkpoint.source import SlicedSource, Source, open_source
+from r1parallel.checkpoint.tensor_file import open_checkpoint
 from r1parallel.checkpoint.tensor_writer import MAX_SHARD_SIZE, Tensor, weight_files, write_checkpoint
 from r1parallel.config.model import ModelConfig, load_model_config
 from r1parallel.errors import UserError
@@ -35,7 +35,8 @@ def convert_weight(
     and shapes were found to be exactly those of the model, and what was written is opened again and compared.
 
     Args:
-        input_path: a folder, or a .safetensors file whose folder holds the config.json.
+        input_path: a folder, also one of rank_N with their strategy.ckpt, or a .safetensors file whose folder holds
+            the config.json.
         output_path: a folder, made when missing.
         dtype: fp32, bf16 or fp16; None keeps what is stored.
         reverse: from ours to Hugging Face.
@@ -48,16 +49,19 @@ def convert_weight(
     Raises:
         UserError: a tensor is missing, extra, mis-shaped, or does not fit into the dtype; the output exists.
     """
-    source, folder = open_checkpoint(input_path), Path(output_path)
+    source, folder = open_source(input_path), Path(output_path)
     config = load_model_config(source.folder)
     wanted = _match(source, config, from_ours=reverse)
     _check_output(source, folder, overwrite)
+    if isinstance(source, SlicedSource):
+        source.check_copies()
     config_json = read_config(source.folder)
     plan: list[Tensor] = []
     with tqdm(total=len(wanted), unit="tensor", disable=None) as bar:  # no bar where there is no terminal
-        for ours, entry in wanted.items():
-            stored = WEIGHT_DTYPES[dtype] if dtype else entry.dtype
-            plan.append((to_hf(ours) if reverse else ours, entry.shape, stored, _reader(entry, stored, bar)))
+        for ours, name in wanted.items():
+            stored = WEIGHT_DTYPES[dtype] if dtype else source.dtypes[name]
+            read = _reader(source, name, stored, bar)
+            plan.append((to_hf(ours) if reverse else ours, source.shapes[name], stored, read))
         # transformers refuses a file that does not name the framework it was written for.
         write_checkpoint(folder, plan, max_shard_size, {"format": "pt" if reverse else "ms"})
     copy_side_files(source.folder, folder)
@@ -66,30 +70,30 @@ def convert_weight(
     return folder
 
 
-def _reader(entry: TensorEntry, dtype: str, bar: tqdm) -> Callable[[], np.ndarray]:
+def _reader(source: Source, name: str, dtype: str, bar: tqdm) -> Callable[[], np.ndarray]:
     def read() -> np.ndarray:
-        array = cast(entry.read(), dtype, entry.name)
+        array = cast(source.read(name), dtype, name)
         bar.update()
         return array
 
     return read
 
 
-def _match(source: Checkpoint, config: ModelConfig, from_ours: bool) -> dict[str, TensorEntry]:
-    """Our name → stored tensor, in the model's order, after everything was found to be there and to fit."""
+def _match(source: Source, config: ModelConfig, from_ours: bool) -> dict[str, str]:
+    """Our name → stored name, in the model's order, after everything was found to be there and to fit."""
     expected = config.parameter_shapes()
-    found: dict[str, TensorEntry] = {}
-    for name, entry in source.items():
+    found: dict[str, str] = {}
+    for name, shape in source.shapes.items():
         if name.endswith(_ROTARY_BUFFER):
             continue
         ours = name if from_ours else _known(source, name)
         if ours == _HEAD and config.tie_word_embeddings and not from_ours:
-            _check_tied(source, entry)
+            _check_tied(source)
             continue
         if ours not in expected:
-            raise UserError(f"{source.path}: {name} {entry.shape} is no parameter of the model in its {CONFIG_FILE}")
-        _check_entry(source, entry, expected[ours])
-        found[ours] = entry
+            raise UserError(f"{source.path}: {name} {shape} is no parameter of the model in its {CONFIG_FILE}")
+        _check_tensor(source, name, expected[ours])
+        found[ours] = name
     for ours, shape in expected.items():
         if ours not in found:
             name = ours if from_ours else to_hf(ours)
@@ -97,32 +101,33 @@ def _match(source: Checkpoint, config: ModelConfig, from_ours: bool) -> dict[str
     return {ours: found[ours] for ours in expected}
 
 
-def _known(source: Checkpoint, name: str) -> str:
+def _known(source: Source, name: str) -> str:
     try:
         return from_hf(name)
     except UserError as error:
         raise UserError(f"{source.path}: {error}") from None
 
 
-def _check_entry(source: Checkpoint, entry: TensorEntry, shape: tuple[int, ...]) -> None:
-    if entry.shape != shape:
-        raise UserError(f"{source.path}: {entry.name} has shape {entry.shape}; {CONFIG_FILE} asks for {shape}")
-    if entry.dtype not in CONFIG_DTYPES:
-        raise UserError(f"{source.path}: {entry.name} is stored as {entry.dtype}; weights must be F32, F16 or BF16")
+def _check_tensor(source: Source, name: str, shape: tuple[int, ...]) -> None:
+    if source.shapes[name] != shape:
+        raise UserError(f"{source.path}: {name} has shape {source.shapes[name]}; {CONFIG_FILE} asks for {shape}")
+    if source.dtypes[name] not in CONFIG_DTYPES:
+        raise UserError(f"{source.path}: {name} is stored as {source.dtypes[name]}; weights must be F32, F16 or BF16")
 
 
-def _check_tied(source: Checkpoint, head: TensorEntry) -> None:
+def _check_tied(source: Source) -> None:
     """A tied model may store its head too, as long as it is the embedding."""
-    embedding = source.get(to_hf(_EMBEDDING))
-    same = embedding is not None and (head.shape, head.dtype) == (embedding.shape, embedding.dtype)
-    if embedding is None or not same or head.read().tobytes() != embedding.read().tobytes():
+    embedding = to_hf(_EMBEDDING)
+    kinds = {name: (source.shapes[name], source.dtypes[name]) for name in (_HEAD, embedding) if name in source.shapes}
+    same = kinds.get(embedding) == kinds[_HEAD]
+    if not same or source.read(_HEAD).tobytes() != source.read(embedding).tobytes():
         raise UserError(
-            f"{source.path}: {_HEAD} differs from {to_hf(_EMBEDDING)}, but {CONFIG_FILE} says "
+            f"{source.path}: {_HEAD} differs from {embedding}, but {CONFIG_FILE} says "
             "tie_word_embeddings; set it to false if the head was trained on its own"
         )
 
 
-def _check_output(source: Checkpoint, folder: Path, overwrite: bool) -> None:
+def _check_output(source: Source, folder: Path, overwrite: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; --output_path must be a folder")
     if folder.resolve() == source.folder.resolve():

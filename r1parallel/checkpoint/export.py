@@ -1,39 +1,99 @@
 """A trained model as a folder that every tool here opens: weights, config.json, tokenizer."""
 
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from r1parallel.checkpoint.shards import Shards
 from r1parallel.checkpoint.side_files import CONFIG_FILE, copy_side_files
-from r1parallel.checkpoint.tensor_writer import write_checkpoint, write_tensor_file
+from r1parallel.checkpoint.source import STRATEGY_FILE, SlicedSource
+from r1parallel.checkpoint.tensor_writer import Tensor, write_checkpoint, write_tensor_file
 from r1parallel.config.model import ModelConfig, write_model_config
+from r1parallel.parallel.collectives import barrier
+from r1parallel.parallel.strategy import write_merged_strategy
+from r1parallel.parallel.world import World
 
-Values = Mapping[str, np.ndarray]
+_METADATA = {"format": "ms"}
 
 
 def save_model_folder(
-    folder: Path, values: Values, config: ModelConfig, tokenizer_dir: str | Path, stop_ids: list[int]
+    folder: Path,
+    values: Mapping[str, np.ndarray],
+    config: ModelConfig,
+    tokenizer_dir: str | Path,
+    stop_ids: list[int],
 ) -> Path:
-    """Write model.safetensors in our names, config.json and the tokenizer's files; what is there is replaced."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_checkpoint(folder, _entries(values))
-    _write_beside(folder, config, tokenizer_dir, stop_ids)
+    """Write full values as model.safetensors in our names, config.json and the tokenizer's files.
+
+    What is there is replaced, weights file by weights file.
+    """
+    entries: list[Tensor] = [(name, value.shape, "F32", value) for name, value in values.items()]
+    _write_whole(folder, entries, config, tokenizer_dir, stop_ids)
+    return folder
+
+
+def save_model_merged(
+    folder: Path, shards: Shards, tokenizer_dir: str | Path, stop_ids: list[int], world: World
+) -> Path:
+    """The same from the slices of all ranks, each of which calls this: the folder is as one process writes it.
+
+    The slices go through files beside the folder, which rank 0 puts together one tensor at a time.
+    """
+    config, layout = shards.layout.config, shards.layout
+    slices = folder.with_name(f"{folder.name}.slices.tmp")
+    _write_slices(slices, shards, world)
+    if world.is_leader:
+        source = SlicedSource(slices, layout)
+        entries: list[Tensor] = [
+            (name, shape, "F32", lambda name=name: source.read(name))  # type: ignore[misc]
+            for name, shape in config.parameter_shapes().items()
+        ]
+        _write_whole(folder, entries, config, tokenizer_dir, stop_ids)
+        shutil.rmtree(slices)
+    barrier(world, f"{folder}: saved")
     return folder
 
 
 def save_model_ranks(
-    folder: Path, values: Values, config: ModelConfig, tokenizer_dir: str | Path, stop_ids: list[int]
+    folder: Path, shards: Shards, tokenizer_dir: str | Path, stop_ids: list[int], world: World
 ) -> Path:
-    """The same in the form of a sliced checkpoint: rank_0/checkpoint_0.safetensors."""
-    (folder / "rank_0").mkdir(parents=True, exist_ok=True)
-    write_tensor_file(folder / "rank_0" / "checkpoint_0.safetensors", _entries(values))
-    _write_beside(folder, config, tokenizer_dir, stop_ids)
+    """Write the slices of all ranks as rank_N/checkpoint_N.safetensors, and how they are cut; every rank calls this.
+
+    The whole folder takes the place of the one that is there.
+    """
+    temporary = folder.with_name(f"{folder.name}.tmp")
+    _write_slices(temporary, shards, world)
+    if world.is_leader:
+        write_merged_strategy(shards.layout, temporary / STRATEGY_FILE)
+        _write_beside(temporary, shards.layout.config, tokenizer_dir, stop_ids)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(temporary, folder)
+    barrier(world, f"{folder}: saved")
     return folder
 
 
-def _entries(values: Values) -> list[tuple[str, tuple[int, ...], str, np.ndarray]]:
-    return [(name, value.shape, "F32", value) for name, value in values.items()]
+def _write_slices(folder: Path, shards: Shards, world: World) -> None:
+    """Make the folder anew, with the file of every rank that the layout has."""
+    if world.is_leader:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    barrier(world, f"{folder}: the folder is made")
+    if world.rank < shards.layout.world_size:
+        own = folder / f"rank_{world.rank}"
+        own.mkdir(parents=True)
+        write_tensor_file(own / f"checkpoint_{world.rank}.safetensors", shards.entries(world.rank), _METADATA)
+    barrier(world, f"{folder}: every rank has written")
+
+
+def _write_whole(
+    folder: Path, entries: list[Tensor], config: ModelConfig, tokenizer_dir: str | Path, stop_ids: list[int]
+) -> None:
+    write_checkpoint(folder, entries, metadata=_METADATA)
+    _write_beside(folder, config, tokenizer_dir, stop_ids)
 
 
 def _write_beside(folder: Path, config: ModelConfig, tokenizer_dir: str | Path, stop_ids: list[int]) -> None:

@@ -1,4 +1,9 @@
-"""Checkpoints of a run: whatever training needs to go on bit for bit, written whole or not at all."""
+"""Checkpoints of a run: whatever training needs to go on bit for bit, written whole or not at all.
+
+- `step_<n>/rank_<r>/<group>.safetensors`: the slices of each rank; groups are actor, optimizer, reference;
+- `step_<n>/<group>_strategy.ckpt`: how the group is cut, as a merged strategy file;
+- `step_<n>/state.json`: counters, and the size of every other file.
+"""
 
 import json
 import os
@@ -8,62 +13,65 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from r1parallel.checkpoint.dtypes import dtype_name
-from r1parallel.checkpoint.tensor_file import Checkpoint, open_checkpoint
+from r1parallel.checkpoint.shards import Shards
+from r1parallel.checkpoint.source import SlicedSource
 from r1parallel.checkpoint.tensor_writer import write_tensor_file
 from r1parallel.errors import UserError
+from r1parallel.parallel.collectives import barrier
+from r1parallel.parallel.strategy import read_strategy, write_merged_strategy
+from r1parallel.parallel.world import World
 
 _STATE_FILE = "state.json"
 _STEP = re.compile(r"step_(\d+)")
 
 
 def save_run_state(
-    folder: str | Path,
-    step: int,
-    tensors: Mapping[str, Mapping[str, np.ndarray]],
-    state: dict[str, Any],
-    keep: int,
+    folder: str | Path, step: int, groups: Mapping[str, Shards], state: dict[str, Any], keep: int, world: World
 ) -> Path:
-    """Write `<folder>/step_<step>/` with one `<group>.safetensors` a group and state.json.
+    """Write the checkpoint of one step; every rank calls this and writes its own slices at the same time.
 
-    It is written under a temporary name, flushed to disk and renamed, so that a crash leaves the older ones.
-    Then all but the `keep` newest are removed. One process writes a folder: what a killed one left is removed
-    first.
+    It is written under a temporary name, flushed to disk and renamed by rank 0 when all ranks are done, so that a
+    crash of any of them leaves the older ones. Then all but the `keep` newest are removed. One job writes a folder:
+    what a killed one left is removed first.
 
     Args:
-        folder: the run's checkpoints; made when missing.
+        folder: the run's checkpoints, which all ranks see; made when missing.
         step: optimizer steps done.
-        tensors: group → name → array, such as {"actor": …, "optimizer": …}.
-        state: counters, random states and the like, as JSON can hold them.
+        groups: such as {"actor": …, "optimizer": …}. Ranks beyond a group's layout, which hold copies, write none.
+        state: counters, random states and the like, as JSON can hold them; rank 0's is written.
         keep: how many checkpoints stay, at least 1.
+        world: which rank this is.
 
     Returns:
         The folder of this step.
 
     Raises:
-        UserError: this step is saved already.
-        ValueError: `keep` is below 1.
+        UserError: this step is saved already, or rank 0 does not see the files of another rank.
+        ValueError: `keep` is below 1, or the tensors are not those of their layout.
     """
     if keep < 1:
         raise ValueError(f"keep is {keep}; at least the newest checkpoint must stay")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob("*.tmp*"):
-        shutil.rmtree(leftover)
-    final = folder / f"step_{step}"
-    if final.exists() and _complaint(final) is not None:  # damaged: resuming passed it over, this run makes it anew
-        shutil.rmtree(final)
-    if final.exists():
-        raise UserError(f"{final}: this step is saved already; resume from it, or give the run another folder")
-    temporary = folder / f"{final.name}.tmp-{os.getpid()}"
-    temporary.mkdir()
-    _write_groups(temporary, tensors, {"step": step, "state": state})
-    os.replace(temporary, final)
-    _flush_folder(folder)
-    _prune(folder, keep, newest=final)
+    final = folder / step_name(step)
+    temporary = folder / f"{final.name}.tmp"
+    if world.is_leader:
+        _make_room(folder, final)
+        temporary.mkdir()
+    barrier(world, f"{final}: the folder is made")
+    _write_rank(temporary / f"rank_{world.rank}", groups, world.rank)
+    barrier(world, f"{final}: every rank has written")
+    if world.is_leader:
+        _finish(temporary, groups, {"step": step, "state": state})
+        os.replace(temporary, final)
+        _flush(folder)
+        _prune(folder, keep, newest=final)
+    barrier(world, f"{final}: saved")
     return final
+
+
+def step_name(step: int) -> str:
+    """What the folder of a step's checkpoint is called."""
+    return f"step_{step}"
 
 
 def latest_run_state(folder: str | Path) -> Path | None:
@@ -74,11 +82,11 @@ def latest_run_state(folder: str | Path) -> Path | None:
     return None
 
 
-def load_run_state(path: str | Path) -> tuple[dict[str, Checkpoint], dict[str, Any]]:
-    """Open what `save_run_state` wrote.
+def load_run_state(path: str | Path) -> tuple[dict[str, SlicedSource], dict[str, Any]]:
+    """Open what `save_run_state` wrote, under whatever layout that was.
 
     Returns:
-        Group → tensors, which are read one by one through `tensors[group][name].read()`, and the state.
+        Group → full tensors, of which any region is read when asked, and the state.
 
     Raises:
         UserError: the checkpoint is missing, incomplete or damaged.
@@ -88,25 +96,59 @@ def load_run_state(path: str | Path) -> tuple[dict[str, Checkpoint], dict[str, A
     if complaint:
         raise UserError(f"{path}: {complaint}; resume from another step")
     record = json.loads((path / _STATE_FILE).read_text(encoding="utf-8"))
-    return {group: open_checkpoint(path / f"{group}.safetensors") for group in record["groups"]}, record["state"]
+    sources = {
+        group: SlicedSource(path, read_strategy(path / _strategy_file(group)), f"{group}.safetensors")
+        for group in record["groups"]
+    }
+    return sources, record["state"]
 
 
-def _write_groups(folder: Path, tensors: Mapping[str, Mapping[str, np.ndarray]], record: dict[str, Any]) -> None:
-    sizes = {}
-    for group, arrays in tensors.items():
-        file = folder / f"{group}.safetensors"
-        write_tensor_file(file, [(name, a.shape, dtype_name(a.dtype), a) for name, a in arrays.items()])
-        sizes[group] = file.stat().st_size
+def _make_room(folder: Path, final: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob("*.tmp*"):
+        shutil.rmtree(leftover)
+    if final.exists() and _complaint(final) is not None:  # damaged: resuming passed it over, this run makes it anew
+        shutil.rmtree(final)
+    if final.exists():
+        raise UserError(f"{final}: this step is saved already; resume from it, or give the run another folder")
+
+
+def _write_rank(folder: Path, groups: Mapping[str, Shards], rank: int) -> None:
+    own = {group: shards for group, shards in groups.items() if rank < shards.layout.world_size}
+    folder.mkdir(parents=True)
+    for group, shards in own.items():
+        write_tensor_file(folder / f"{group}.safetensors", shards.entries(rank))
+    _flush(folder)
+
+
+def _finish(folder: Path, groups: Mapping[str, Shards], record: dict[str, Any]) -> None:
+    files = []
+    for group, shards in groups.items():
+        write_merged_strategy(shards.full_layout(), folder / _strategy_file(group))
+        _flush(folder / _strategy_file(group))
+        files.append(_strategy_file(group))
+        files += [f"rank_{rank}/{group}.safetensors" for rank in range(shards.layout.world_size)]
+    for name in files:
+        if not (folder / name).is_file():
+            raise UserError(
+                f"{folder / name}: was written on another host, where this one does not see it; save to "
+                "a folder that all hosts share"
+            )
+    sizes = {name: (folder / name).stat().st_size for name in files}
     with (folder / _STATE_FILE).open("w", encoding="utf-8") as stream:
-        json.dump({**record, "groups": sizes}, stream, indent=1)
+        json.dump({**record, "groups": list(groups), "files": sizes}, stream, indent=1)
         stream.flush()
         os.fsync(stream.fileno())
-    _flush_folder(folder)
+    _flush(folder)
 
 
-def _flush_folder(folder: Path) -> None:
-    """Make the names in a folder durable: a rename can be lost in a power cut before this."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _strategy_file(group: str) -> str:
+    return f"{group}_strategy.ckpt"
+
+
+def _flush(path: Path) -> None:
+    """Make a file, or the names in a folder, durable: a rename can be lost in a power cut before this."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -123,7 +165,7 @@ def _prune(folder: Path, keep: int, newest: Path) -> None:
     """Remove the oldest checkpoints, but never the one just written, whatever its number."""
     others = [path for path in _steps(folder) if path != newest]
     for path in others[: max(0, len(others) - (keep - 1))]:
-        doomed = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+        doomed = path.with_name(f"{path.name}.tmp")
         os.replace(path, doomed)  # half removed, it must not look like a checkpoint
         shutil.rmtree(doomed)
 
@@ -131,11 +173,11 @@ def _prune(folder: Path, keep: int, newest: Path) -> None:
 def _complaint(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
-        groups = json.loads((path / _STATE_FILE).read_text(encoding="utf-8"))["groups"]
+        files = json.loads((path / _STATE_FILE).read_text(encoding="utf-8"))["files"]
     except (OSError, ValueError, KeyError, TypeError):
         return f"has no readable {_STATE_FILE}"
-    for group, size in groups.items():
-        file = path / f"{group}.safetensors"
+    for name, size in files.items():
+        file = path / name
         if not file.is_file() or file.stat().st_size != size:
-            return f"{file.name} is missing or is not the {size} bytes that were written"
+            return f"{name} is missing or is not the {size} bytes that were written"
     return None

@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from r1parallel.checkpoint.side_files import copy_side_files
-from r1parallel.checkpoint.source import FullSource, SlicedSource, cut_tensor, required_names
+from r1parallel.checkpoint.source import SlicedSource, Source, cut_tensor, open_source, required_names
 from r1parallel.checkpoint.tensor_file import open_checkpoint, open_rank, rank_folders
 from r1parallel.checkpoint.tensor_writer import Tensor, write_checkpoint, write_tensor_file
 from r1parallel.errors import UserError
 from r1parallel.parallel.tensor_layout import Layout, Slices
 
 _METADATA = {"format": "ms"}
-_Source = FullSource | SlicedSource
 
 
 def slice_checkpoint(src: str | Path, dst_dir: str | Path, layout: Layout, prefix: str = "checkpoint_") -> None:
@@ -43,14 +42,16 @@ def reshard_checkpoint(
     Args:
         src: the checkpoint; a folder of rank_N when `src_layout` is given.
         dst_dir: a folder that does not exist yet, or is empty.
-        src_layout: how `src` is cut; None: not at all.
+        src_layout: how `src` is cut; None: not at all, or as the strategy.ckpt in it says.
         dst_layout: how the new one is to be cut; None: not at all.
         prefix: what the files in the rank folders start with.
 
     Raises:
         UserError: checkpoint and layouts do not belong together, copies differ, or `dst_dir` is not empty.
     """
-    source: _Source = FullSource(src) if src_layout is None else SlicedSource(src, src_layout)
+    source = open_source(src) if src_layout is None else SlicedSource(src, src_layout)
+    if isinstance(source, SlicedSource):
+        source.check_copies()
     plans = [] if dst_layout is None else [_rank_plan(source, dst_layout, n) for n in range(dst_layout.world_size)]
     if dst_layout is not None:
         _check_all_placed(source, dst_layout)
@@ -65,7 +66,7 @@ def reshard_checkpoint(
         copy_side_files(source.folder, folder)
 
 
-def _full_plan(source: _Source) -> list[Tensor]:
+def _full_plan(source: Source) -> list[Tensor]:
     plan: list[Tensor] = []
     for name, shape in source.shapes.items():
         everything = tuple(slice(0, size) for size in shape)
@@ -73,7 +74,7 @@ def _full_plan(source: _Source) -> list[Tensor]:
     return plan
 
 
-def _rank_plan(source: _Source, layout: Layout, rank: int) -> list[Tensor]:
+def _rank_plan(source: Source, layout: Layout, rank: int) -> list[Tensor]:
     table = layout.stages[rank // layout.stage_size]
     for name in sorted(required_names(table)):
         if name not in source.shapes:
@@ -87,11 +88,11 @@ def _rank_plan(source: _Source, layout: Layout, rank: int) -> list[Tensor]:
     return plan
 
 
-def _reader(source: _Source, name: str, region: Slices) -> Callable[[], np.ndarray]:
+def _reader(source: Source, name: str, region: Slices) -> Callable[[], np.ndarray]:
     return lambda: source.read(name, region)
 
 
-def _check_all_placed(source: _Source, layout: Layout) -> None:
+def _check_all_placed(source: Source, layout: Layout) -> None:
     """No tensor may get lost."""
     for name in source.shapes:
         if not any(name in table for table in layout.stages):

@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 from operator import attrgetter
 from pathlib import Path
 
+from r1parallel.config.layouts import check_layouts
 from r1parallel.config.limits import check_limits, values_of
-from r1parallel.config.schema import ParallelConfig, RunConfig
+from r1parallel.config.schema import RunConfig
 from r1parallel.errors import UserError
 
 # What each command cannot do without, and how users usually give it.
@@ -47,7 +48,8 @@ def check_config(config: RunConfig, sections: Sequence[str], world_size: int) ->
     """
     _check_needed_keys(config, sections)
     check_limits(config, sections)
-    _check_layouts(config, sections, world_size)
+    check_layouts(config, sections, world_size)
+    _check_interleave(config, sections)
     for section, check in _CHECKS:
         if section in sections:
             check(config)
@@ -83,41 +85,26 @@ def _check_needed_keys(config: RunConfig, sections: Sequence[str]) -> None:
             raise UserError(f"{key} is empty; set it in the YAML file or with {flag}")
 
 
-def _check_layouts(config: RunConfig, sections: Sequence[str], world_size: int) -> None:
-    keys = [f"{section}.parallel_config" for section in ("actor_config", "ref_config", "generate_config")]
-    layouts = values_of(config, sections, keys)
-    for key, layout in layouts:
-        for name in ("data_parallel", "model_parallel", "pipeline_stage", "micro_batch_num"):
-            if attrgetter(name)(layout) < 1:
-                raise UserError(f"{key}.{name} is {attrgetter(name)(layout)}; it must be at least 1")
-    (main_key, main), *others = layouts  # the actor where there is one, else the generator
-    if _processes(main) != world_size:
+def _check_interleave(config: RunConfig, sections: Sequence[str]) -> None:
+    parts = config.actor_config.parallel_config.micro_batch_interleave_num
+    for key, rows in values_of(config, sections, ("rl_config.batch_size", "sft_config.batch_size")):
+        if rows % parts:
+            raise UserError(
+                f"actor_config.parallel_config.micro_batch_interleave_num is {parts}, which does not divide {key} "
+                f"{rows}; {_around(parts, _divisors(rows))} would do"
+            )
+
+
+def _check_recompute(config: RunConfig) -> None:
+    recompute = config.actor_config.recompute_config
+    if recompute.recompute and recompute.select_recompute:
         raise UserError(
-            f"{main_key}: {_product(main)}, but the number of processes is {world_size}; "
-            f"start {_processes(main)} processes or change the layout"
+            "actor_config.recompute_config: recompute and select_recompute exclude each other; turn one of them off"
         )
-    for key, layout in others:
-        if world_size % _processes(layout):
-            raise UserError(f"{key}: {_product(layout)}, which does not divide the {world_size} processes; change it")
-
-
-def _processes(layout: ParallelConfig) -> int:
-    return layout.data_parallel * layout.model_parallel * layout.pipeline_stage
-
-
-def _product(layout: ParallelConfig) -> str:
-    return (
-        f"data_parallel {layout.data_parallel} * model_parallel {layout.model_parallel} * "
-        f"pipeline_stage {layout.pipeline_stage} = {_processes(layout)}"
-    )
-
-
-def _check_pipeline(config: RunConfig) -> None:
-    layout = config.actor_config.parallel_config
-    if layout.pipeline_stage > 1 and layout.micro_batch_num < layout.pipeline_stage:
+    if recompute.recompute_layers and not (recompute.recompute or recompute.select_recompute):
         raise UserError(
-            f"actor_config.parallel_config.micro_batch_num is {layout.micro_batch_num}; a pipeline of "
-            f"{layout.pipeline_stage} stages needs at least {layout.pipeline_stage}"
+            "actor_config.recompute_config.recompute_layers names layers, but nothing is recomputed; "
+            "turn on recompute or select_recompute"
         )
 
 
@@ -190,32 +177,48 @@ def _check_lengths(config: RunConfig) -> None:
 
 
 def _check_batches(config: RunConfig) -> None:
-    """Every completion of a step is trained on once, so batches must use them up exactly."""
+    """Every completion of a step goes through every model once, so batches must use them up exactly."""
     rl, actor = config.rl_config, config.actor_config.parallel_config
-    generators = config.generate_config.parallel_config.data_parallel
-    one_rollout = rl.chunk_size * generators * rl.num_generations
-    completions = one_rollout * rl.num_rollouts
+    generator = config.generate_config.parallel_config.data_parallel
     made = (
-        f"one step makes chunk_size {rl.chunk_size} * generator's data_parallel {generators} * num_rollouts "
-        f"{rl.num_rollouts} * num_generations {rl.num_generations} = {completions} completions"
+        f"one step makes chunk_size {rl.chunk_size} * generator's data_parallel {generator} * num_rollouts "
+        f"{rl.num_rollouts} * num_generations {rl.num_generations} = {_completions(config)} completions"
+    )
+    needed = (
+        f"the training batch: batch_size {rl.batch_size} * actor's data_parallel {actor.data_parallel} * "
+        f"micro_batch_num {actor.micro_batch_num}"
     )
     batch = rl.batch_size * actor.data_parallel * actor.micro_batch_num
-    if completions % batch:
-        step = batch // math.gcd(batch, one_rollout)
-        works = _around(rl.num_rollouts, range(step, rl.num_rollouts + step + 1, step))
-        raise UserError(
-            f"{made}, no multiple of the training batch: batch_size {rl.batch_size} * actor's data_parallel "
-            f"{actor.data_parallel} * micro_batch_num {actor.micro_batch_num} = {batch}; "
-            f"rl_config.num_rollouts {works} would do"
-        )
-    rows = {
-        "ref_config.ref_model_batch_size": config.ref_config.ref_model_batch_size,
-        "generate_config.infer_model_batch_size": config.generate_config.infer_model_batch_size,
-    }
-    for key, size in rows.items():
-        if completions % size:
-            divisors = [number for number in range(1, completions + 1) if completions % number == 0]
-            raise UserError(f"{made}, no multiple of {key} {size}; {_around(size, divisors)} would do")
+    if _completions(config) % batch:
+        raise UserError(f"{made}, no multiple of {needed} = {batch}; {_rollouts(config, batch)} would do")
+    forward = [("generate_config.infer_model_batch_size", config.generate_config.infer_model_batch_size, generator)]
+    if rl.beta > 0:
+        reference = config.ref_config
+        rows = reference.ref_model_batch_size
+        forward.append(("ref_config.ref_model_batch_size", rows, reference.parallel_config.data_parallel))
+    for key, rows, copies in forward:
+        if _completions(config) % (rows * copies):
+            of_each, rest = divmod(_completions(config), copies)
+            works = _rollouts(config, copies) if rest else f"{key} {_around(rows, _divisors(of_each))}"
+            raise UserError(f"{made}, no multiple of {key} {rows} * its data_parallel {copies}; {works} would do")
+
+
+def _completions(config: RunConfig) -> int:
+    """How many completions one step makes."""
+    rl = config.rl_config
+    prompts = rl.chunk_size * config.generate_config.parallel_config.data_parallel * rl.num_rollouts
+    return prompts * rl.num_generations
+
+
+def _rollouts(config: RunConfig, batch: int) -> str:
+    """The nearest numbers of rollouts whose completions make whole batches."""
+    rollouts = config.rl_config.num_rollouts
+    step = batch // math.gcd(batch, _completions(config) // rollouts)
+    return f"rl_config.num_rollouts {_around(rollouts, range(step, rollouts + step + 1, step))}"
+
+
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
 
 
 def _around(value: int, working: Sequence[int]) -> str:
@@ -226,7 +229,7 @@ def _around(value: int, working: Sequence[int]) -> str:
 
 
 _CHECKS: tuple[tuple[str, Callable[[RunConfig], None]], ...] = (
-    ("actor_config", _check_pipeline),
+    ("actor_config", _check_recompute),
     ("actor_config", _check_schedule),
     ("reward_config", _check_rewards),
     ("generate_config", _check_stop_ids),

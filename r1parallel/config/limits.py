@@ -7,6 +7,14 @@ from typing import Any
 from r1parallel.config.schema import RunConfig
 from r1parallel.errors import UserError
 
+_LAYOUTS = ("actor_config.parallel_config", "ref_config.parallel_config", "generate_config.parallel_config")
+_LAYOUT_NUMBERS = (
+    "data_parallel",
+    "model_parallel",
+    "pipeline_stage",
+    "micro_batch_num",
+    "micro_batch_interleave_num",
+)
 _AT_LEAST_ONE = (
     "rl_config.epochs",
     "rl_config.batch_size",
@@ -27,12 +35,14 @@ _AT_LEAST_ONE = (
     "generate_config.max_prompt_length",
     "generate_config.sampling_config.max_tokens",
     "context.max_call_depth",
+    *(f"{layout}.{name}" for layout in _LAYOUTS for name in _LAYOUT_NUMBERS),
 )
 _ABOVE_ZERO = (
     "actor_config.lr_schedule.lr",
     "actor_config.lr_schedule.decay_steps",
     "actor_config.optimizer.eps",
     "reward_config.time_limit",
+    "context.wait_limit",
     "generate_config.sampling_config.repetition_penalty",
     "generate_config.sampling_config.top_p",
     "monitor_config.host_max_memory_threshold",
@@ -77,7 +87,7 @@ _RULES: tuple[tuple[Sequence[str], str, Callable[[float], bool]], ...] = (
 )
 _KNOWN_NAMES = {
     "actor_config.lr_schedule.lr_decay_style": ("cosine", "linear", "constant"),
-    "actor_config.optimizer.type": ("adamw",),
+    "actor_config.optimizer.type": ("adamw", "momentum"),
     "context.device_target": ("CPU", "Ascend"),
 }
 

@@ -21,14 +21,17 @@ def value_text(value: object) -> str:
 def from_yaml(value: Any, kind: Any) -> Any:
     """`value` as `kind`. An int is a float too, and so is text like 5e-7, which YAML 1.1 takes for a string.
 
+    One int stands for a list of one: `offset: 0`, as mindformers' files have it.
+
     Raises:
         ValueError: the value has another type, or is no finite number.
 
     """
     if get_origin(kind) is list:
-        if not isinstance(value, list):
+        items = [value] if type(value) is int else value
+        if not isinstance(items, list):
             raise ValueError("no list")
-        return [from_yaml(item, get_args(kind)[0]) for item in value]
+        return [from_yaml(item, get_args(kind)[0]) for item in items]
     if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not kind or (kind is float and not math.isfinite(value)):

@@ -4,19 +4,13 @@ Starts msrun with a few processes on this host. With four or more, groups that a
 """
 
 import argparse
-import contextlib
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import r1parallel
 from r1parallel.errors import UserError, run_command
+from r1parallel.parallel.msrun import TIMED_OUT, run_workers
 
 # msrun's own start takes 16 s with two workers on two cores; compiling the kernels takes about as long.
 TIME_LIMIT_S = 300
@@ -47,64 +41,24 @@ def _run(folder: Path, workers: int) -> dict[str, str]:
     """Check → what the first rank that disagrees says of it, or an empty text."""
     script = folder / "worker.py"
     script.write_text(_WORKER)
-    output = _msrun(script, folder, workers)
+    job = run_workers(script, [str(folder)], workers, folder, TIME_LIMIT_S)
+    if job.returncode == TIMED_OUT:
+        raise UserError(f"the self-test did not end within {TIME_LIMIT_S} s: {_last_error(job.log(0))}")
     faults: dict[str, str] = {}
     for rank in range(workers):
         result = folder / f"rank_{rank}.json"
         if not result.exists():
-            raise UserError(f"rank {rank} of the self-test ended early: {_last_error(folder, rank) or output}")
+            raise UserError(
+                f"rank {rank} of the self-test ended early: {_last_error(job.log(rank)) or job.output[-300:]}"
+            )
         for name, fault in json.loads(result.read_text()).items():
             faults[name] = faults.get(name) or (fault and f"WRONG on rank {rank}: {fault}")
     return faults
 
 
-def _msrun(script: Path, folder: Path, workers: int) -> str:
-    """Run the workers in a process group of their own and leave none behind; gives the end of msrun's output."""
-    command = [sys.executable, "-m", "mindspore.parallel.cluster.run", "--join=True", "--cluster_time_out=120"]
-    command += [f"--worker_num={workers}", f"--local_worker_num={workers}", f"--master_port={_free_port()}"]
-    command += [f"--log_dir={folder / 'log'}", str(script), str(folder)]
-    with (folder / "msrun.log").open("w+") as log:
-        process = subprocess.Popen(
-            command, cwd=folder, env=_environment(), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            process.wait(TIME_LIMIT_S)
-        except subprocess.TimeoutExpired:
-            raise UserError(f"the self-test did not end within {TIME_LIMIT_S} s: {_last_error(folder, 0)}") from None
-        finally:
-            _end_group(process)
-        log.seek(0)
-        return log.read()[-300:]
-
-
-def _environment() -> dict[str, str]:
-    """What msrun gets: it calls "python", so let that be this one, and let it find this package."""
-    package = str(Path(r1parallel.__file__).parents[1])
-    return os.environ | {
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
-        "PYTHONPATH": os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])]),
-        "MS_NODE_TIMEOUT": "10",  # seconds until the others end when one dies
-        "OMP_NUM_THREADS": "1",  # the workers share this machine's cores
-    }
-
-
-def _end_group(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):  # nobody is left
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def _last_error(folder: Path, rank: int) -> str:
+def _last_error(log: str) -> str:
     """The last line that says "Error" in a worker's log."""
-    log = folder / "log" / f"worker_{rank}.log"
-    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-    return next((line for line in reversed(lines) if "Error" in line), "")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    return next((line for line in reversed(log.splitlines()) if "Error" in line), "")
 
 
 if __name__ == "__main__":

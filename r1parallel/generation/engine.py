@@ -16,7 +16,7 @@ from r1parallel.generation.noise import uniforms
 from r1parallel.generation.sampling import Sampler
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
 from r1parallel.parallel.mesh import Mesh
-from r1parallel.parallel.operators import parallelize
+from r1parallel.parallel.parallelize import parallelize
 
 
 @dataclass

@@ -51,13 +51,13 @@ class RMSNorm(nn.Cell):
         self.mean = ops.ReduceMean(keep_dims=True)
         self.add = ops.Add()
         self.rsqrt = ops.Rsqrt()
-        self.reshape, self.tile_inverse, self.tile_weight = ops.Reshape(), ops.Tile(), ops.Tile()
+        self.expand, self.tile_inverse, self.tile_weight = ops.ExpandDims(), ops.Tile(), ops.Tile()
         self.normalize = ops.Mul()
         self.scale = ops.Mul()
 
     def construct(self, x_TH: Tensor) -> Tensor:
         inverse_T1 = self.rsqrt(self.add(self.mean(self.square(x_TH), -1), self.eps))
-        weight_TH = self.tile_weight(self.reshape(self.weight, (1, self.size)), (x_TH.shape[0], 1))
+        weight_TH = self.tile_weight(self.expand(self.weight, 0), (x_TH.shape[0], 1))
         return self.scale(self.normalize(x_TH, self.tile_inverse(inverse_T1, (1, self.size))), weight_TH)
 
 

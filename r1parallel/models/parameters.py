@@ -1,14 +1,40 @@
-"""Values of a model's parameters: from a checkpoint, at random, or from another model in the same process."""
+"""Values of a model's parameters: from a checkpoint, at random, or from another model in the same process.
+
+Under a parallel layout a rank holds a slice of each parameter of its stage. MindSpore gives a Parameter the slice's
+shape when it compiles the graph; a full tensor set after that is accepted and silently wrong. So slices are set after
+compiling, each against its shape.
+"""
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
+from r1parallel.checkpoint.load import ArraySource
+from r1parallel.checkpoint.shards import parameter_of, region_of
 from r1parallel.config.model import ModelConfig
 from r1parallel.errors import UserError
 from r1parallel.models.layers import Linear
+from r1parallel.parallel.layout import ModelLayout
+from r1parallel.parallel.tensor_layout import Slices
+
+
+class TensorSource(Protocol):
+    """Full tensors by name, of which a region can be read: a checkpoint, however it is stored, or arrays.
+
+    `path` names it in messages.
+    """
+
+    @property
+    def path(self) -> str | Path: ...
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
+
+    def read(self, name: str, region: Slices | None = None) -> np.ndarray: ...
 
 
 def model_parameters(model: nn.Cell) -> dict[str, ms.Parameter]:
@@ -22,7 +48,7 @@ def transposed_weights(model: nn.Cell) -> set[str]:
 
 
 def load_parameters(model: nn.Cell, values: Mapping[str, np.ndarray], source: str) -> None:
-    """Set every parameter of `model`.
+    """Set every parameter of a model that no layout splits.
 
     Args:
         model: its parameters are overwritten in place.
@@ -38,29 +64,80 @@ def load_parameters(model: nn.Cell, values: Mapping[str, np.ndarray], source: st
     transposed = transposed_weights(model)
     for name, parameter in parameters.items():
         value = np.asarray(values[name])
-        value = value.T if name in transposed else value
-        if value.shape != tuple(parameter.shape):
-            raise UserError(f"{source}: {name} has shape {value.shape}, the model wants {tuple(parameter.shape)}")
-        parameter.set_data(Tensor(np.ascontiguousarray(value, dtype=np.float32)))
+        wanted = tuple(parameter.shape)[::-1] if name in transposed else tuple(parameter.shape)
+        if value.shape != wanted:
+            raise UserError(f"{source}: {name} has shape {value.shape}, the model wants {wanted}")
+        _set(parameter, value, name in transposed)
 
 
-def parameter_values(model: nn.Cell) -> dict[str, np.ndarray]:
-    """Copies of all values, name → fp32 array."""
+def load_slices(model: nn.Cell, source: TensorSource, layout: ModelLayout, rank: int) -> None:
+    """Set what this rank holds of a model; no more than one slice is read at a time.
+
+    Args:
+        model: compiled, unless the layout is for one rank. Parameters of other stages are passed over.
+        source: holds the full parameters, [out, in].
+        layout: of the model. A rank beyond it holds what rank `rank % layout.world_size` does.
+        rank: this process's in the job.
+
+    Raises:
+        UserError: the source lacks a parameter, or has it in another shape.
+        ValueError: a Parameter has not the shape of its slice: the model is not compiled, or under another layout.
+    """
+    transposed = transposed_weights(model)
+    for name, parameter in model_parameters(model).items():
+        value = _read_slice(name, source, layout, rank)
+        if value is not None:
+            _set(parameter, value, name in transposed)
+
+
+def load_state(state: Mapping[str, ms.Parameter], source: TensorSource, layout: ModelLayout, rank: int) -> None:
+    """The same for an optimizer's state: name (`adam_m.<parameter>`) → Parameter."""
+    for name, parameter in state.items():
+        value = _read_slice(name, source, layout, rank)
+        if value is not None:
+            _set(parameter, value, transposed=False)
+
+
+def set_slices(model: nn.Cell, values: Mapping[str, np.ndarray]) -> None:
+    """Set what this rank holds of a model from slices in memory, [out, in].
+
+    Raises:
+        KeyError: the model has no such parameter.
+        ValueError: a Parameter has not the shape of its slice.
+    """
+    parameters, transposed = model_parameters(model), transposed_weights(model)
+    for name, value in values.items():
+        _set(parameters[name], value, name in transposed)
+
+
+def parameter_values(model: nn.Cell, layout: ModelLayout | None = None, rank: int = 0) -> dict[str, np.ndarray]:
+    """Copies of what this rank holds of a model, name → fp32 array, [out, in].
+
+    Args:
+        model: compiled, unless the layout is for one rank.
+        layout: of the model; None: not split, everything is held.
+        rank: this process's in the job; see `load_slices`.
+    """
     transposed, values = transposed_weights(model), {}
     for name, parameter in model_parameters(model).items():
-        value = parameter.asnumpy()
-        # asnumpy() shows the live buffer, which the next step overwrites: copy.
-        values[name] = (value.T if name in transposed else value).copy()
+        if layout is None or region_of(name, layout, rank) is not None:
+            value = parameter.asnumpy()
+            # asnumpy() shows the live buffer, which the next step overwrites: copy.
+            values[name] = (value.T if name in transposed else value).copy()
     return values
 
 
+def state_values(state: Mapping[str, ms.Parameter], layout: ModelLayout, rank: int) -> dict[str, np.ndarray]:
+    """Copies of what this rank holds of an optimizer's state, under the same names."""
+    own = {name: p for name, p in state.items() if region_of(name, layout, rank) is not None}
+    return {name: parameter.asnumpy().copy() for name, parameter in own.items()}
+
+
 def copy_parameters(source: nn.Cell, target: nn.Cell) -> None:
-    """Give `target` the values of `source`; both hold the same names."""
+    """Give `target` the values of `source`; both hold the same names, and no layout splits them."""
     targets, turned = model_parameters(target), transposed_weights(source) ^ transposed_weights(target)
     for name, parameter in model_parameters(source).items():
-        value = parameter.asnumpy().T if name in turned else parameter.asnumpy()
-        assert tuple(targets[name].shape) == value.shape, name
-        targets[name].set_data(Tensor(value.copy()))
+        _set(targets[name], parameter.asnumpy().copy(), name in turned)
 
 
 def random_values(config: ModelConfig, seed: int, scale: float = 0.02) -> dict[str, np.ndarray]:
@@ -75,3 +152,29 @@ def random_values(config: ModelConfig, seed: int, scale: float = 0.02) -> dict[s
         else:
             values[name] = rng.normal(0.0, scale, shape).astype(np.float32)
     return values
+
+
+def random_source(config: ModelConfig, seed: int) -> ArraySource:
+    """The same values as a source of slices."""
+    return ArraySource(random_values(config, seed), "random weights")
+
+
+def _read_slice(name: str, source: TensorSource, layout: ModelLayout, rank: int) -> np.ndarray | None:
+    """What a rank holds of one tensor, or None where it holds nothing of it."""
+    shape = layout.parameters[parameter_of(name, layout)].shape
+    if name not in source.shapes:
+        raise UserError(f"{source.path}: no tensor {name}; is it of this model and of this kind of optimizer?")
+    if tuple(source.shapes[name]) != shape:
+        raise UserError(f"{source.path}: {name} has shape {source.shapes[name]}, the model wants {shape}")
+    region = region_of(name, layout, rank)
+    return None if region is None else source.read(name, region)
+
+
+def _set(parameter: ms.Parameter, value: np.ndarray, transposed: bool) -> None:
+    value = np.ascontiguousarray(value.T if transposed else value, dtype=np.float32)
+    if value.shape != tuple(parameter.shape):
+        raise ValueError(
+            f"{parameter.name} has shape {tuple(parameter.shape)}, its slice {value.shape}; "
+            "is the model compiled, and under this layout?"
+        )
+    parameter.set_data(Tensor(value))

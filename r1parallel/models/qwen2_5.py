@@ -40,19 +40,39 @@ class Qwen2Model(nn.Cell):
 
     def __init__(self, config: ModelConfig, num_keys: int, make_attention: Callable[[], Attention]):
         super().__init__()
-        self.geometry = Geometry(config, num_keys)
+        self.config, self.num_keys = config, num_keys
         self.tok_embeddings = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.CellList([Block(config, make_attention()) for _ in range(config.num_layers)])
         self.norm_out = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.reshape = ops.Reshape()
+        self.cut((config.num_layers,))
+
+    def cut(self, counts: tuple[int, ...]) -> None:
+        """Make runs of so many consecutive layers. Each has a geometry of its own: between runs only x_TH passes."""
+        assert sum(counts) == self.config.num_layers, counts
+        self.counts = counts
+        self.geometries = nn.CellList([Geometry(self.config, self.num_keys) for _ in counts])
 
     def construct(self, tokens_BS: Tensor, slots_S: Tensor, starts_B: Tensor) -> Tensor:
         """tokens_BS, slots_S, starts_B int32 → hidden_TH."""
-        geometry = self.geometry(slots_S, starts_B)
-        x_TH = self.tok_embeddings(self.reshape(tokens_BS, (-1,)))
-        for layer in self.layers:
-            x_TH = layer(x_TH, geometry, slots_S)
+        x_TH, first = self.tok_embeddings(self.reshape(tokens_BS, (-1,))), 0
+        for run, count in enumerate(self.counts):
+            geometry = self.geometries[run](slots_S, starts_B)
+            for i in range(first, first + count):
+                x_TH = self.layers[i](x_TH, geometry, slots_S)
+            first += count
         return self.norm_out(x_TH)
+
+
+class TiedHead(nn.Cell):
+    """logits = hidden · embeddingᵀ, with the embedding's own weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matmul = ops.MatMul(transpose_b=True)
+
+    def construct(self, hidden_TH: Tensor, embedding_weight_VH: Tensor) -> Tensor:
+        return self.matmul(hidden_TH, embedding_weight_VH)
 
 
 class Qwen2ForCausalLM(nn.Cell):
@@ -73,10 +93,7 @@ class Qwen2ForCausalLM(nn.Cell):
 
         self.model = Qwen2Model(config, num_keys, make_attention)
         self.tied = config.tie_word_embeddings
-        if self.tied:
-            self.tied_head = ops.MatMul(transpose_b=True)
-        else:
-            self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        self.lm_head = TiedHead() if self.tied else Linear(config.hidden_size, config.vocab_size)
 
     def hidden(self, tokens_BS: Tensor, slots_S: Tensor, starts_B: Tensor) -> Tensor:
         """Hidden states, [T, H]."""
@@ -85,7 +102,7 @@ class Qwen2ForCausalLM(nn.Cell):
     def logits(self, hidden_TH: Tensor) -> Tensor:
         """Logits of the given hidden states, [T, V]."""
         if self.tied:
-            return self.tied_head(hidden_TH, self.model.tok_embeddings.embedding_weight)
+            return self.lm_head(hidden_TH, self.model.tok_embeddings.embedding_weight)
         return self.lm_head(hidden_TH)
 
     def construct(self, tokens_BS: Tensor, slots_S: Tensor, starts_B: Tensor) -> Tensor:

@@ -1,27 +1,74 @@
 """The one place where the device is set up. Called once, before any Cell is made."""
 
+import os
+
 import mindspore as ms
 
 from r1parallel.config.schema import ContextConfig
 from r1parallel.errors import UserError
+from r1parallel.parallel.notes import job_notes
+from r1parallel.parallel.waiting import waiting, watch
+from r1parallel.parallel.world import World, is_worker, launched_world_size
 
 DEVICE_TARGETS = ("CPU", "Ascend")
 
+_joined: World | None = None
 
-def setup_device(config: ContextConfig) -> None:
-    """Graph mode on the configured device.
+
+def setup_device(config: ContextConfig) -> World:
+    """Graph mode on the configured device; under msrun, also the way to the other ranks.
+
+    Under msrun each rank takes the device that msrun gave it, and `context.device_id` is not read. On the CPU the
+    backend that MindSpore lacks there is switched on; on Ascend it is not even imported.
+
+    Returns:
+        Which rank this is, of how many.
 
     Raises:
-        UserError: MindSpore has no such device here.
+        UserError: MindSpore has no such device here, or the CPU backend does not know this wheel.
     """
+    device_id = int(os.environ["DEVICE_ID"]) if is_worker() else config.device_id
     try:
         ms.set_context(mode=ms.GRAPH_MODE)
         ms.set_recursion_limit(config.max_call_depth)
-        ms.set_device(config.device_target, config.device_id)
+        ms.set_device(config.device_target, device_id)
     except (RuntimeError, ValueError, TypeError) as error:
         first_line = str(error).splitlines()[0]
-        raise UserError(
-            f"context.device_target {config.device_target}, device_id {config.device_id}: {first_line}"
-        ) from None
+        raise UserError(f"context.device_target {config.device_target}, device_id {device_id}: {first_line}") from None
     if config.save_graphs:
         ms.set_context(save_graphs=1, save_graphs_path=config.save_graphs_path)
+    return _join(config) if is_worker() else World()
+
+
+def joined_world() -> World:
+    """The job that this process has joined; a single process is a job of its own."""
+    return _joined or World()
+
+
+def _join(config: ContextConfig) -> World:
+    """Find the other ranks. A second call in a process only sets the limit of waiting anew."""
+    global _joined
+    from mindspore.communication import get_group_size, get_rank, init
+
+    known_rank = _joined.rank if _joined else int(os.environ.get("RANK_ID", "-1"))
+    if known_rank >= 0:  # msrun with several nodes and without --node_rank leaves the numbering to init
+        watch(job_notes(), known_rank, launched_world_size(), config.wait_limit)
+    if _joined is not None:
+        return _joined
+    with waiting("the start of the job"):
+        init()
+    _joined = World(get_rank(), get_group_size())
+    if _joined.rank != known_rank:
+        os.environ["RANK_ID"] = str(_joined.rank)  # as msrun sets it otherwise
+        watch(job_notes(), _joined.rank, _joined.size, config.wait_limit)
+    if config.device_target == "CPU" and _joined.size > 1:
+        _enable_cpu_backend(_joined)
+    return _joined
+
+
+def _enable_cpu_backend(world: World) -> None:
+    from r1parallel.cpu_backend.enable import enable
+
+    missing = enable()
+    if missing and world.is_leader:
+        print(missing, flush=True)

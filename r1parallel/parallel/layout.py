@@ -1,5 +1,6 @@
 """The layout table: for each parameter of the model, which dim is split over tp and which stages own it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from r1parallel.config.model import ModelConfig
@@ -50,9 +51,11 @@ class ModelLayout(Layout):
     same part, where their number divides it. These are dp ranks for a tensor that tp splits, dp × tp ranks for
     one that it does not: MindSpore's own rule.
 
+    `model_layout` makes it from a run's configuration.
+
     Raises:
-        UserError: tp does not divide a size of the model, there are more stages than layers, or
-            `stage_layers` does not add up.
+        UserError: tp does not divide a size of the model.
+        ValueError: there are more stages than layers, or `stage_layers` does not add up.
     """
 
     config: ModelConfig
@@ -66,7 +69,7 @@ class ModelLayout(Layout):
         opt_shard: bool = False,
         stage_layers: tuple[int, ...] | None = None,
     ) -> None:
-        _check_tp(config, mesh.tp)
+        check_model_parallel(config, mesh.tp)
         layers = even_stages(config.num_layers, mesh.pp) if stage_layers is None else stage_layers
         _check_stages(config.num_layers, mesh.pp, layers)
         parameters = _parameters(config, mesh.pp, layers)
@@ -96,6 +99,37 @@ def even_stages(num_layers: int, pp: int) -> tuple[int, ...]:
     """Number of layers of each stage: equal, what remains to the first stages."""
     each, rest = divmod(num_layers, pp)
     return tuple(each + (stage < rest) for stage in range(pp))
+
+
+def offset_stages(num_layers: int, pp: int, offset: Sequence[int]) -> tuple[int, ...]:
+    """Number of layers of each stage: an even share, rounded down, plus the stage's `offset`, as in mindformers.
+
+    So the offsets sum to what an even share leaves over: 0 where pp divides the layers. No offsets, or the single
+    number 0, mean `even_stages`.
+
+    Raises:
+        UserError: more stages than layers, not one offset for each stage, a wrong sum, or a stage without a layer.
+    """
+    if pp > num_layers:
+        raise UserError(
+            f"actor_config.parallel_config.pipeline_stage is {pp}, more than the model's {num_layers} layers; "
+            f"1 to {num_layers} would do"
+        )
+    if list(offset) in ([], [0]):
+        return even_stages(num_layers, pp)
+    each, rest = divmod(num_layers, pp)
+    given = f"actor_config.offset is {list(offset)}"
+    if len(offset) != pp:
+        raise UserError(f"{given}; give {pp} numbers, one for each stage of pipeline_stage {pp}")
+    if sum(offset) != rest:
+        raise UserError(
+            f"{given}, which sums to {sum(offset)}; {num_layers} layers are {each} for each of {pp} stages and {rest} "
+            f"more, so it must sum to {rest}"
+        )
+    layers = tuple(each + more for more in offset)
+    if min(layers) < 1:
+        raise UserError(f"{given}, which makes stages of {list(layers)} layers; each needs at least 1")
+    return layers
 
 
 def split_dim(name: str) -> int | None:
@@ -136,18 +170,21 @@ def _tensor_layout(param: ParamLayout, mesh: Mesh, opt_shard: bool) -> TensorLay
     return TensorLayout(dev_matrix, tensor_map, 1 if split is None else mesh.tp, -1)
 
 
-def _check_tp(config: ModelConfig, tp: int) -> None:
+def check_model_parallel(config: ModelConfig, tp: int, key: str = "model_parallel") -> None:
+    """Refuse a tp that does not divide the model's heads, key heads, inner size and vocabulary.
+
+    Raises:
+        UserError: it names `key`, what is not divided, and the values that work.
+    """
     sizes = {name: getattr(config, name) for name in _TP_SIZES}
     uneven = [f"{name} {size}" for name, size in sizes.items() if size % tp]
     if uneven:
         works = [str(n) for n in range(1, config.num_kv_heads + 1) if not any(size % n for size in sizes.values())]
-        raise UserError(f"layout: tp {tp} does not divide {', '.join(uneven)}; tp can be {', '.join(works)}")
+        raise UserError(
+            f"{key} is {tp}, which does not divide the model's {', '.join(uneven)}; {', '.join(works)} would do"
+        )
 
 
 def _check_stages(num_layers: int, pp: int, layers: tuple[int, ...]) -> None:
-    if pp > num_layers:
-        raise UserError(f"layout: pp {pp} is more than the model's {num_layers} layers; pp can be 1 to {num_layers}")
     if len(layers) != pp or min(layers) < 1 or sum(layers) != num_layers:
-        raise UserError(
-            f"layout: stage_layers {list(layers)} must be {pp} numbers of at least 1 that sum to {num_layers}"
-        )
+        raise ValueError(f"stage_layers {list(layers)} must be {pp} numbers of at least 1 that sum to {num_layers}")

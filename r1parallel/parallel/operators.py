@@ -1,20 +1,20 @@
 """How every operator of the model is split: the operator half of the layout table.
 
-An entry names the mesh axis that splits each dimension of each input: DP and TP, or None for a whole dimension. Which
-way round a projection is split is not said here but follows from its weight in `layout.py`.
+An entry names the mesh axis that splits each dimension of each input: DP, TP or ROWS, or None for a whole dimension.
+ROWS are the activations between the blocks: split over dp, and with sequence parallelism over tp too. Which way round
+a projection is split is not said here but follows from its weight in `layout.py`.
 Shape letters as in `models/`: T = B·S rows.
 """
 
 from mindspore import nn
-from mindspore.ops import Primitive
-
 from r1parallel.parallel.layout import split_dim
-from r1parallel.parallel.mesh import Mesh
 
-DP, TP = "dp", "tp"
+DP, TP, ROWS = "dp", "tp", "rows"
 Strategy = tuple[tuple[str | None, ...], ...]
 
-_ROWS: Strategy = ((DP, None),)  # [T, H]: whole rows
+_ROWS: Strategy = ((ROWS, None),)  # [T, H]: whole rows
+_REPLICATED: Strategy = ((None, None),)
+_WHOLE: Strategy = ((DP, None),)  # [T, V] of an unsplit vocabulary
 _INNER: Strategy = ((DP, TP),)  # [T, columns of a column-parallel projection]
 _HEADS: Strategy = ((DP, TP, None, None),)  # [B, heads, S, D] and [B, heads, G·S, K]
 _PER_ROW: Strategy = ((DP,),)
@@ -31,6 +31,7 @@ OPERATORS: dict[str, dict[str, Strategy]] = {
         "mean": _ROWS,
         "add": _ROWS + _SCALAR,
         "rsqrt": _ROWS,
+        "expand": ((None,),),
         "tile_inverse": _ROWS,
         "tile_weight": _ROWS,
         "normalize": _ROWS * 2,
@@ -62,7 +63,26 @@ OPERATORS: dict[str, dict[str, Strategy]] = {
         "tile_heads": _HEADS,
         "tile_mask": _HEADS,
     },
-    "Qwen2ForCausalLM": {"tied_head": ((DP, None), (TP, None))},
+    "CompletionLogps": {
+        "slice_hidden": ((DP, None, None),),
+        "slice_tokens": ((DP, None),),
+    },
+    "TokenLogps": {"log_softmax": _WHOLE, "pick": _WHOLE * 2},
+    "SplitVocabularyLogps": {
+        "max": _INNER,
+        "tile": _INNER,
+        "shift": _INNER * 2,
+        "exp": _INNER,
+        "total": _INNER,
+        "log": _PER_ROW,
+        "one_hot": _INNER + _SCALAR * 2,
+        "pick": _INNER * 2,
+        "picked": _INNER,
+        "subtract": _PER_ROW * 2,
+    },
+    # Losses work on [B, C] tensors, small enough to have them whole on every rank.
+    "SFTLoss": {"mul": _REPLICATED * 2, "sum": _REPLICATED, "negate": _REPLICATED},
+    "TiedHead": {"matmul": ((DP, None), (TP, None))},
 }
 # A projection whose weight [out, in] is split over dimension 0 (column parallel) or 1 (row parallel).
 _LINEAR: dict[int | None, dict[str, Strategy]] = {
@@ -84,16 +104,8 @@ def strategies(cell: nn.Cell) -> dict[str, Strategy]:
     return {}
 
 
-def parallelize(model: nn.Cell, mesh: Mesh) -> None:
-    """Split every operator of `model`, the only place where `.shard()` is called.
 
-    Args:
-        model: a Qwen2ForCausalLM; its Cells are changed in place, before they are compiled.
-        mesh: how many parts DP and TP stand for.
-    """
-    parts = {DP: mesh.dp, TP: mesh.tp, None: 1}
-    for _, cell in model.cells_and_names():
-        for name, strategy in strategies(cell).items():
-            operator = getattr(cell, name, None)
-            if isinstance(operator, Primitive):  # a tied model has no lm_head, a row-parallel projection no bias
-                operator.shard(tuple(tuple(parts[axis] for axis in operand) for operand in strategy))
+def outputs(cell: nn.Cell) -> dict[str, Strategy]:
+    """Attribute → split of the result, of the operators whose partial sums sequence parallelism scatters over rows."""
+    is_row_parallel = type(cell).__name__ == "Linear" and split_dim(cell.weight.name) == 1
+    return {"matmul": _ROWS} if is_row_parallel else {}

@@ -16,29 +16,8 @@ _RANK_FILE = re.compile(r"(?:ckpt_)?strategy_(?:rank_)?(\d+)\.ckpt")  # ours and
 _MERGED_NAME = re.compile(r"(\d+)-(.+)")
 # MindSpore writes 2 into a file of one rank and 1 into a merged file. It never reads the number.
 _CURRENT_STAGE, _CURRENT_STAGE_MERGED = 2, 1
-
-
 # Which model of a GRPO run → what its folder and merged file are called.
 STRATEGY_NAMES = {"actor": "train_policy", "ref": "infer_ref", "generate": "infer_policy"}
-
-
-def write_strategy_files(layout: Layout, output_dir: str | Path) -> list[Path]:
-    """Write `strategy_<rank>.ckpt` for every rank; older ones of a larger world are removed.
-
-    Returns:
-        The files, in order of ranks.
-    """
-    folder = Path(output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    files = []
-    for rank in range(layout.world_size):
-        stage = rank // layout.stage_size
-        files.append(folder / f"strategy_{rank}.ckpt")
-        _replace(files[-1], _stage_message(stage, layout.stages[stage]))
-    for rank, file in _rank_files(folder):
-        if rank >= layout.world_size:
-            file.unlink()
-    return files
 
 
 def write_model_strategies(layout: Layout, model: str, output_dir: str | Path) -> Path:
@@ -55,30 +34,43 @@ def write_model_strategies(layout: Layout, model: str, output_dir: str | Path) -
     name, output_dir = STRATEGY_NAMES[model], Path(output_dir)
     folder = output_dir / f"{name}_strategy"
     write_strategy_files(layout, folder)
-    merge_strategy_files(folder, output_dir / "merge_strategy" / f"{name}_merged_strategy.ckpt")
+    write_merged_strategy(layout, output_dir / "merge_strategy" / f"{name}_merged_strategy.ckpt")
     return folder
 
 
-def merge_strategy_files(src_dir: str | Path, merged_file: str | Path) -> None:
-    """Put one file of each stage of a folder into one file, where `<name>` becomes `<stage>-<name>`.
+def write_strategy_files(layout: Layout, output_dir: str | Path) -> list[Path]:
+    """Write `strategy_<rank>.ckpt` for every rank; older ones of a larger world are removed.
 
-    Raises:
-        UserError: the folder has no strategy files, or one of them is damaged.
+    Returns:
+        The files, in order of ranks.
     """
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for stage, table in enumerate(layout.stages):
+        content = _stage_message(stage, table).SerializeToString()  # the same on every rank of the stage
+        for rank in range(stage * layout.stage_size, (stage + 1) * layout.stage_size):
+            files.append(folder / f"strategy_{rank}.ckpt")
+            with replacing(files[-1]) as temporary:
+                temporary.write_bytes(content)
+    for rank, file in _rank_files(folder):
+        if rank >= layout.world_size:
+            file.unlink()
+    return files
+
+
+def write_merged_strategy(layout: Layout, file: str | Path) -> None:
+    """Write the tables of all stages into one file, where `<name>` becomes `<stage>-<name>`."""
     merged = ParallelStrategyMap(current_stage=_CURRENT_STAGE_MERGED)
-    seen = set()
-    for file in _require_rank_files(Path(src_dir)):
-        message = _parse(file)
-        stage = message.parallel_strategy_item[0].parallel_strategys.stage
-        if stage in seen:
-            continue
-        seen.add(stage)
+    for stage, table in enumerate(layout.stages):
+        message = _stage_message(stage, table)
         for item in message.parallel_layout_item:
             item.param_name = f"{stage}-{item.param_name}"
         merged.parallel_strategy_item.extend(message.parallel_strategy_item)
         merged.parallel_layout_item.extend(message.parallel_layout_item)
-    Path(merged_file).parent.mkdir(parents=True, exist_ok=True)
-    _replace(Path(merged_file), merged)
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as temporary:
+        temporary.write_bytes(merged.SerializeToString())
 
 
 def read_strategy(path: str | Path) -> Layout:
@@ -90,8 +82,13 @@ def read_strategy(path: str | Path) -> Layout:
     """
     path = Path(path)
     stages: dict[int, dict[str, TensorLayout]] = {}
+    known = set()
     for file in _require_rank_files(path) if path.is_dir() else [path]:
-        for stage, table in _read_file(file).items():
+        content = _content(file)
+        if content in known:  # most ranks of a stage have the same file
+            continue
+        known.add(content)
+        for stage, table in _read_tables(file, content).items():
             if stages.setdefault(stage, table) != table:
                 raise UserError(f"{file}: differs from another file of stage {stage}; write the folder anew")
     if sorted(stages) != list(range(len(stages))):
@@ -129,9 +126,9 @@ def _stage_message(stage: int, table: Mapping[str, TensorLayout]) -> Any:
     return message
 
 
-def _read_file(file: Path) -> dict[int, dict[str, TensorLayout]]:
+def _read_tables(file: Path, content: bytes) -> dict[int, dict[str, TensorLayout]]:
     """Stage → name → layout. A merged file has the stage in each name, a rank's in its first operator."""
-    message = _parse(file)
+    message = _parse(file, content)
     own_stage = message.parallel_strategy_item[0].parallel_strategys.stage
     stages: dict[int, dict[str, TensorLayout]] = {}
     for item in message.parallel_layout_item:
@@ -155,12 +152,16 @@ def _tensor_layout(file: Path, name: str, layouts: Any) -> TensorLayout:
     return layout
 
 
-def _parse(file: Path) -> Any:
+def _content(file: Path) -> bytes:
     if not file.is_file():
         raise UserError(f"{file}: no such strategy file; make it with tools/make_strategy.py")
+    return file.read_bytes()
+
+
+def _parse(file: Path, content: bytes) -> Any:
     message = ParallelStrategyMap()
     try:
-        message.ParseFromString(file.read_bytes())
+        message.ParseFromString(content)
     except DecodeError:
         raise UserError(f"{file}: is no strategy file, or is damaged") from None
     if not message.parallel_strategy_item or not message.parallel_layout_item:
@@ -178,8 +179,3 @@ def _require_rank_files(folder: Path) -> list[Path]:
     if not files:
         raise UserError(f"{folder}: no strategy_<rank>.ckpt here; make them with tools/make_strategy.py")
     return files
-
-
-def _replace(file: Path, message: Any) -> None:
-    with replacing(file) as temporary:
-        temporary.write_bytes(message.SerializeToString())

@@ -25,3 +25,13 @@ class World:
 def launched_world_size() -> int:
     """How many workers msrun was told to start; 1 without msrun. Needs no MindSpore."""
     return int(os.environ.get("MS_WORKER_NUM", "1"))
+
+
+def is_worker() -> bool:
+    """Whether msrun started this process as a rank of a job."""
+    return os.environ.get("MS_ROLE") == "MS_WORKER"
+
+
+def is_scheduler() -> bool:
+    """Whether msrun started this process as the one where the ranks find each other. It runs the same script."""
+    return os.environ.get("MS_ROLE") == "MS_SCHED"

@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from r1parallel.checkpoint.export import save_model_ranks
 from r1parallel.checkpoint.load import read_model
+from r1parallel.checkpoint.shards import Shards
 from r1parallel.config import RunConfig
 from r1parallel.config.load import GRPO_SECTIONS
 from r1parallel.errors import UserError
@@ -18,10 +19,11 @@ from r1parallel.parallel.device import setup_device
 from r1parallel.parallel.layout import ModelLayout
 from r1parallel.parallel.mesh import Mesh
 from r1parallel.parallel.strategy import STRATEGY_NAMES, write_model_strategies
+from r1parallel.parallel.world import World
 from r1parallel.rewards import check_reward_names
 from r1parallel.rl.trainer import GRPOTrainer, StepResult
 from r1parallel.training.inputs import fingerprint, load_inputs
-from r1parallel.training.run_folder import RunFolder, Tensors, check_steps_left
+from r1parallel.training.run_folder import RunFolder, check_steps_left
 
 
 def run_grpo(config: RunConfig) -> Path:
@@ -33,15 +35,15 @@ def run_grpo(config: RunConfig) -> Path:
     settings, actor = config.rl_config, config.actor_config
     check_reward_names(config.reward_config.verifier_function)
     inputs = load_inputs(actor.model_config, settings.tokenizer_dir, settings.dataset_file)
-    setup_device(config.context)
+    world, layout = setup_device(config.context), ModelLayout(inputs.model, Mesh(dp=1, pp=1, tp=1))
     ms.set_seed(settings.seed)
     trainer = GRPOTrainer(config, inputs.model, inputs.rows, inputs.tokenizer)
-    folder = _run_folder(config, trainer)
+    folder = _run_folder(config, trainer, world)
     check_steps_left(folder.step, trainer.total, "rl_config.max_steps or rl_config.epochs")
-    if folder.tensors:
-        trainer.load(folder.tensors["actor"], folder.tensors.get("reference"), str(folder.checkpoints))
-        trainer.train.load_state(folder.tensors["optimizer"], folder.state["updates"])
-        folder.tensors = {}
+    if folder.sources:
+        tensors = {group: {name: s.read(name) for name in s.shapes} for group, s in folder.sources.items()}
+        trainer.load(tensors["actor"], tensors.get("reference"), str(folder.checkpoints))
+        trainer.train.load_state(tensors["optimizer"], folder.state["updates"])
     else:
         reference = config.ref_config.load
         trainer.load(
@@ -50,16 +52,15 @@ def run_grpo(config: RunConfig) -> Path:
             actor.load,
         )
     folder.open()
-    layout = ModelLayout(inputs.model, Mesh(dp=1, pp=1, tp=1))
     for model in STRATEGY_NAMES:
         write_model_strategies(layout, model, settings.save_strategy_dir)
-    _train(config, trainer, folder)
+    _train(config, trainer, folder, layout)
     model_dir = save_model_ranks(
         folder.path / "model",
-        parameter_values(trainer.actor),
-        inputs.model,
+        Shards(layout, parameter_values(trainer.actor, layout, world.rank)),
         settings.tokenizer_dir,
         inputs.tokenizer.stop_ids,
+        world,
     )
     folder.close()
     if config.monitor_config.report:
@@ -67,7 +68,7 @@ def run_grpo(config: RunConfig) -> Path:
     return model_dir
 
 
-def _run_folder(config: RunConfig, trainer: GRPOTrainer) -> RunFolder:
+def _run_folder(config: RunConfig, trainer: GRPOTrainer, world: World) -> RunFolder:
     settings = config.rl_config
     board = (
         Path(settings.tensorboard_dir or Path(settings.output_dir) / "tensorboard") if settings.tensorboard else None
@@ -87,10 +88,11 @@ def _run_folder(config: RunConfig, trainer: GRPOTrainer) -> RunFolder:
         board,
         settings.resume_training,
         identity,
+        world,
     )
 
 
-def _train(config: RunConfig, trainer: GRPOTrainer, folder: RunFolder) -> None:
+def _train(config: RunConfig, trainer: GRPOTrainer, folder: RunFolder, layout: ModelLayout) -> None:
     settings, monitor, timer = config.rl_config, config.monitor_config, PhaseTimer()
     bar = tqdm(
         total=trainer.total,
@@ -110,8 +112,8 @@ def _train(config: RunConfig, trainer: GRPOTrainer, folder: RunFolder) -> None:
         due = settings.save_ckpt_interval and step % settings.save_ckpt_interval == 0
         if due or step == trainer.total or short_of_memory:
             with timer.phase("checkpoint"):
-                tensors, state = _snapshot(trainer)
-                folder.save(step, tensors, state, settings.save_max_ckpt_num)
+                groups, state = _snapshot(trainer, layout)
+                folder.save(step, groups, state, settings.save_max_ckpt_num)
         bar.set_postfix(reward=f"{result.metrics.get('reward_mean', float('nan')):.3f}", refresh=False)
         bar.update(1)
         if short_of_memory:
@@ -122,20 +124,20 @@ def _train(config: RunConfig, trainer: GRPOTrainer, folder: RunFolder) -> None:
     bar.close()
 
 
-def _snapshot(trainer: GRPOTrainer) -> tuple[Tensors, dict[str, int]]:
+def _snapshot(trainer: GRPOTrainer, layout: ModelLayout) -> tuple[dict[str, Shards], dict[str, int]]:
     tensors = {"actor": parameter_values(trainer.actor), "optimizer": trainer.train.state()}
     if trainer.reference is not None:
         tensors["reference"] = parameter_values(trainer.reference)
-    return tensors, {"updates": trainer.train.updates}
+    return {name: Shards(layout, values) for name, values in tensors.items()}, {"updates": trainer.train.updates}
 
 
 def _log(config: RunConfig, folder: RunFolder, step: int, result: StepResult, seconds: dict[str, float]) -> None:
     speed = {"tokens_per_second": result.metrics["tokens"] / seconds["seconds/step"]}
-    folder.metrics.write(step, result.metrics | seconds | speed)
+    folder.log(step, result.metrics | seconds | speed)
     settings = config.rl_config
     if settings.save_prompt_completions_data and step % settings.save_prompt_completions_interval == 0:
         scores = result.experience.scores
-        folder.samples.write(
+        folder.log_samples(
             step,
             [
                 {

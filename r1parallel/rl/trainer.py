@@ -18,7 +18,7 @@ from r1parallel.models.parameters import copy_parameters, load_parameters
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
 from r1parallel.monitor.phases import PhaseTimer
 from r1parallel.parallel.mesh import Mesh
-from r1parallel.parallel.operators import parallelize
+from r1parallel.parallel.parallelize import parallelize
 from r1parallel.rewards import score
 from r1parallel.rl.experience import Experience, batched_logps, collect
 from r1parallel.rl.losses import GRPOLoss

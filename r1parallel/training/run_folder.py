@@ -1,7 +1,7 @@
 """A run's folder: settings, metrics, samples and checkpoints, fresh or resumed."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,17 +9,29 @@ from typing import Any
 import numpy as np
 
 from r1parallel.atomic import replacing
-from r1parallel.checkpoint.run_state import latest_run_state, load_run_state, save_run_state
+from r1parallel.checkpoint.run_state import latest_run_state, load_run_state, save_run_state, step_name
+from r1parallel.checkpoint.shards import Shards
+from r1parallel.checkpoint.source import SlicedSource
 from r1parallel.config import RunConfig
 from r1parallel.errors import UserError
 from r1parallel.monitor.metrics import MetricsWriter
 from r1parallel.monitor.samples import SampleLog
+from r1parallel.parallel.collectives import broadcast
+from r1parallel.parallel.world import World
 
-Tensors = dict[str, dict[str, np.ndarray]]
+_NONE = -1  # no checkpoint, among step numbers
 
 
 class RunFolder:
     """The folder of one run. Making it only reads, so that a refused run changes nothing; `open` starts writing.
+
+    Every rank has one and calls the same methods. Rank 0 chooses the checkpoint to resume from, and alone writes
+    config.json, metrics and samples; every rank writes its own slices into a checkpoint.
+
+    Attributes:
+        step: steps done when this process starts.
+        sources: group → full tensors of the checkpoint, read slice by slice; empty where there is none.
+        state: of the checkpoint.
 
     Args:
         config: the whole run; written to config.json.
@@ -28,7 +40,9 @@ class RunFolder:
         save_dir: where checkpoints go; empty: <output_dir>/checkpoints.
         tensorboard_dir: None: no TensorBoard files.
         resume: go on from the newest checkpoint.
-        identity: what must not change between a run and its continuation (data set, batch sizes, seed).
+        identity: what must not change between a run and its continuation (data set, batch sizes, seed). The layout
+            and the number of ranks may.
+        world: which rank this is.
 
     Raises:
         UserError: the folder holds a run and `resume` is off, or its checkpoint is of another `identity`.
@@ -43,17 +57,19 @@ class RunFolder:
         tensorboard_dir: Path | None,
         resume: bool,
         identity: dict[str, Any],
+        world: World,
     ):
         self.path = Path(output_dir)
         self._config, self._sections, self._tensorboard_dir, self._resume = config, sections, tensorboard_dir, resume
         self.checkpoints = Path(save_dir) if save_dir else self.path / "checkpoints"
-        self._identity = identity
-        self.step = 0  # steps done when this process starts
-        self.tensors: Tensors = {}
+        self._identity, self._world = identity, world
+        self.step = 0
+        self.sources: dict[str, SlicedSource] = {}
         self.state: dict[str, Any] = {}
+        newest = self._newest()
         if resume:
-            self._restore()
-        elif latest_run_state(self.checkpoints) is not None:
+            self._restore(newest)
+        elif newest is not None:
             raise UserError(
                 f"{self.checkpoints}: holds checkpoints of a run; go on with --resume_training or choose another folder"
             )
@@ -64,23 +80,28 @@ class RunFolder:
         Raises:
             UserError: the folder holds lines of a run and `resume` is off.
         """
+        if not self._world.is_leader:
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         resume_step = self.step if self._resume else None
-        self.metrics = MetricsWriter(self.path, self._tensorboard_dir, resume_step)
-        self.samples = SampleLog(self.path, resume_step)
+        self._metrics = MetricsWriter(self.path, self._tensorboard_dir, resume_step)
+        self._samples = SampleLog(self.path, resume_step)
         settings = {name: value for name, value in asdict(self._config).items() if name in self._sections}
         with replacing(self.path / "config.json") as temporary:
             temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
-    def _restore(self) -> None:
-        newest = latest_run_state(self.checkpoints)
+    def _newest(self) -> Path | None:
+        """The checkpoint that rank 0 finds: whole, and the newest."""
+        found = latest_run_state(self.checkpoints) if self._world.is_leader else None
+        step = _NONE if found is None else int(found.name.rpartition("_")[2])
+        step = int(broadcast(self._world, np.array([step], np.int64), "which checkpoint is the newest")[0])
+        return None if step == _NONE else self.checkpoints / step_name(step)
+
+    def _restore(self, newest: Path | None) -> None:
         if newest is None:
-            print(f"no checkpoint in {self.checkpoints} yet: starting at step 0", flush=True)
+            self._say(f"no checkpoint in {self.checkpoints} yet: starting at step 0")
             return
-        files, self.state = load_run_state(newest)
-        self.tensors = {
-            group: {name: entry.read() for name, entry in tensors.items()} for group, tensors in files.items()
-        }
+        self.sources, self.state = load_run_state(newest)
         self.step = int(self.state["step"])
         for key, value in self._identity.items():
             if self.state["identity"].get(key) != value:
@@ -88,17 +109,39 @@ class RunFolder:
                     f"{newest}: {key} was {self.state['identity'].get(key)!r}, now it is {value!r}; "
                     "a run is resumed with the settings it was started with"
                 )
-        print(f"resumed from {newest}", flush=True)
+        self._say(f"resumed from {newest}")
 
-    def save(self, step: int, tensors: Tensors, state: Mapping[str, Any], keep: int) -> None:
-        """Write the checkpoint of `step`, whole or not at all, and remove all but the newest `keep`."""
+    def _say(self, text: str) -> None:
+        if self._world.is_leader:
+            print(text, flush=True)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write the numbers of a step, which are the same on every rank."""
+        if self._world.is_leader:
+            self._metrics.write(step, metrics)
+
+    def log_samples(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write completions of a step; rank 0's."""
+        if self._world.is_leader:
+            self._samples.write(step, rows)
+
+    def save(self, step: int, groups: Mapping[str, Shards], state: Mapping[str, Any], keep: int) -> None:
+        """Write the checkpoint of `step`, whole or not at all, and remove all but the newest `keep`.
+
+        Args:
+            step: steps done.
+            groups: this rank's slices of each group: actor, optimizer, reference.
+            state: counters.
+            keep: how many checkpoints stay.
+        """
         whole = {"step": step, "identity": self._identity, **state}
-        save_run_state(self.checkpoints, step, tensors, whole, keep)
+        save_run_state(self.checkpoints, step, groups, whole, keep, self._world)
 
     def close(self) -> None:
         """Close metrics and samples."""
-        self.metrics.close()
-        self.samples.close()
+        if self._world.is_leader:
+            self._metrics.close()
+            self._samples.close()
 
 
 def check_steps_left(done: int, total: int, raise_what: str) -> None:

@@ -7,8 +7,9 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from tqdm import tqdm
 
-from r1parallel.checkpoint.export import save_model_folder
-from r1parallel.checkpoint.load import read_model
+from r1parallel.checkpoint.export import save_model_merged
+from r1parallel.checkpoint.load import open_model
+from r1parallel.checkpoint.shards import Shards
 from r1parallel.config import RunConfig
 from r1parallel.config.load import SFT_SECTIONS
 from r1parallel.config.model import ModelConfig
@@ -16,13 +17,15 @@ from r1parallel.data.batches import RowOrder, right_aligned
 from r1parallel.data.mindrecord import Rows
 from r1parallel.errors import UserError
 from r1parallel.models.logps import CompletionLogps
-from r1parallel.models.parameters import load_parameters, parameter_values, random_values
+from r1parallel.models.parameters import load_slices, load_state, parameter_values, random_source, state_values
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
 from r1parallel.monitor.phases import PhaseTimer
 from r1parallel.monitor.report import write_report
 from r1parallel.parallel.device import setup_device
+from r1parallel.parallel.layout import ModelLayout
 from r1parallel.parallel.mesh import Mesh
-from r1parallel.parallel.operators import parallelize
+from r1parallel.parallel.parallelize import parallelize
+from r1parallel.parallel.world import World
 from r1parallel.training.inputs import fingerprint, load_inputs, load_rows
 from r1parallel.training.run_folder import RunFolder, check_steps_left
 from r1parallel.training.schedule import learning_rate
@@ -35,12 +38,11 @@ class SFTLoss(nn.Cell):
     def __init__(self, logps: CompletionLogps):
         super().__init__(auto_prefix=False)
         self.logps = logps
-        self.mul, self.sum = ops.Mul(), ops.ReduceSum()
+        self.mul, self.sum, self.negate = ops.Mul(), ops.ReduceSum(keep_dims=True), ops.Neg()
 
-    def construct(self, tokens_BS: Tensor, starts_B: Tensor, weights_BC: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss (a sum) and the log-probs, [B, C]."""
-        logps_BC = self.logps(tokens_BS, starts_B)
-        return -self.sum(self.mul(logps_BC, weights_BC)), logps_BC
+    def construct(self, tokens_BS: Tensor, starts_B: Tensor, weights_BC: Tensor) -> Tensor:
+        """Each row's share of the loss, [B, 1]."""
+        return self.negate(self.sum(self.mul(self.logps(tokens_BS, starts_B), weights_BC), 1))
 
 
 class SFTTrainer:
@@ -126,32 +128,29 @@ def run_sft(config: RunConfig) -> Path:
     _check_answers(settings.dataset_file, rows)
     if held_out is not None:
         _check_answers(settings.eval_dataset_file, held_out)
-    setup_device(config.context)
+    world, layout = setup_device(config.context), ModelLayout(model_config, Mesh())
     ms.set_seed(settings.seed)
     trainer = SFTTrainer(config, model_config, rows, held_out)
     board = (
         Path(settings.tensorboard_dir or Path(settings.output_dir) / "tensorboard") if settings.tensorboard else None
     )
     identity = {"data_set": fingerprint(rows), "update_rows": trainer.update_rows, "seed": settings.seed}
-    folder = RunFolder(config, SFT_SECTIONS, settings.output_dir, actor.save, board, settings.resume_training, identity)
-    if folder.tensors:
-        load_parameters(trainer.model, folder.tensors["actor"], str(folder.checkpoints))
-        trainer.step.load_state(folder.tensors["optimizer"], folder.state["updates"])
-        folder.tensors = {}
+    resume = settings.resume_training
+    folder = RunFolder(config, SFT_SECTIONS, settings.output_dir, actor.save, board, resume, identity, world)
+    if folder.sources:
+        load_slices(trainer.model, folder.sources["actor"], layout, world.rank)
+        load_state(trainer.step.optimizer.state(), folder.sources["optimizer"], layout, world.rank)
+        trainer.step.updates = folder.state["updates"]
     elif actor.load:
-        load_parameters(trainer.model, read_model(actor.load, model_config), actor.load)
+        load_slices(trainer.model, open_model(actor.load, model_config), layout, world.rank)
     else:
-        load_parameters(trainer.model, random_values(model_config, settings.seed), "random weights")
+        load_slices(trainer.model, random_source(model_config, settings.seed), layout, world.rank)
     check_steps_left(folder.step, trainer.total, "sft_config.max_steps or sft_config.epochs")
     folder.open()
-    _train(config, trainer, folder)
-    model_dir = save_model_folder(
-        folder.path / "model",
-        parameter_values(trainer.model),
-        model_config,
-        settings.tokenizer_dir,
-        inputs.tokenizer.stop_ids,
-    )
+    _train(config, trainer, folder, layout, world)
+    shards = Shards(layout, parameter_values(trainer.model, layout, world.rank))
+    stop_ids = inputs.tokenizer.stop_ids
+    model_dir = save_model_merged(folder.path / "model", shards, settings.tokenizer_dir, stop_ids, world)
     folder.close()
     if config.monitor_config.report:
         write_report(folder.path, "Supervised fine-tuning")
@@ -164,7 +163,7 @@ def _check_answers(file: str, rows: Rows) -> None:
         raise UserError(f"{file}: {empty} rows have no answer to learn; prepare it without --prompts_only")
 
 
-def _train(config: RunConfig, trainer: SFTTrainer, folder: RunFolder) -> None:
+def _train(config: RunConfig, trainer: SFTTrainer, folder: RunFolder, layout: ModelLayout, world: World) -> None:
     settings, timer = config.sft_config, PhaseTimer()
     bar = tqdm(
         total=trainer.total,
@@ -182,11 +181,13 @@ def _train(config: RunConfig, trainer: SFTTrainer, folder: RunFolder) -> None:
                 metrics |= trainer.evaluate()
         seconds = timer.collect()
         metrics |= seconds | {"tokens_per_second": metrics["tokens"] / seconds["seconds/update"]}
-        folder.metrics.write(step, metrics)
+        folder.log(step, metrics)
         if last or (settings.save_ckpt_interval and step % settings.save_ckpt_interval == 0):
             with timer.phase("checkpoint"):
-                tensors = {"actor": parameter_values(trainer.model), "optimizer": trainer.step.state()}
-                folder.save(step, tensors, {"updates": trainer.step.updates}, settings.save_max_ckpt_num)
+                state = state_values(trainer.step.optimizer.state(), layout, world.rank)
+                actor = parameter_values(trainer.model, layout, world.rank)
+                groups = {"actor": Shards(layout, actor), "optimizer": Shards(layout, state)}
+                folder.save(step, groups, {"updates": trainer.step.updates}, settings.save_max_ckpt_num)
         bar.set_postfix(loss=f"{metrics['loss']:.4f}", refresh=False)
         bar.update(1)
     bar.close()

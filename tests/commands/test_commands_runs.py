@@ -73,8 +73,8 @@ def test_grpo_checkpoint_holds_actor_optimizer_and_the_untouched_reference(grpo_
     assert set(tensors) == {"actor", "optimizer", "reference"}
     start, end = read_model(inputs.checkpoint, MODEL), read_model(grpo_run / "model", MODEL)
     for name in start:
-        np.testing.assert_array_equal(tensors["reference"][name].read(), start[name])
-        np.testing.assert_array_equal(tensors["actor"][name].read(), end[name])
+        np.testing.assert_array_equal(tensors["reference"].read(name), start[name])
+        np.testing.assert_array_equal(tensors["actor"].read(name), end[name])
 
 
 def test_sft_leaves_a_whole_run_folder(sft_run):
@@ -86,7 +86,7 @@ def test_sft_leaves_a_whole_run_folder(sft_run):
     assert set(tensors) == {"actor", "optimizer"}
     assert state["updates"] == 8
     for name, value in read_model(sft_run / "model", MODEL).items():
-        np.testing.assert_array_equal(tensors["actor"][name].read(), value)
+        np.testing.assert_array_equal(tensors["actor"].read(name), value)
 
 
 def test_sft_loss_falls_and_is_evaluated_when_due(sft_run):

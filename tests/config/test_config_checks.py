@@ -1,7 +1,7 @@
 from operator import attrgetter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1parallel.config import load_config
@@ -62,10 +62,12 @@ def test_message_of_a_missing_key_names_the_flag():
         ("monitor_config.host_max_memory_threshold", "1.5", "at most 1"),
         ("ref_config.ref_model_batch_size", "0", "at least 1"),
         ("actor_config.lr_schedule.lr_decay_style", "step", "is 'step'; known: cosine, linear, constant"),
-        ("actor_config.optimizer.type", "sgd", "is 'sgd'; known: adamw"),
+        ("actor_config.optimizer.type", "sgd", "is 'sgd'; known: adamw, momentum"),
         ("context.device_target", "GPU", "is 'GPU'; known: CPU, Ascend"),
         ("actor_config.parallel_config.model_parallel", "0", "it must be at least 1"),
         ("generate_config.parallel_config.micro_batch_num", "-2", "it must be at least 1"),
+        ("ref_config.parallel_config.micro_batch_interleave_num", "0", "it must be at least 1"),
+        ("context.wait_limit", "0", "above 0"),
         ("actor_config.lr_schedule.warmup_step", "200001", "more than decay_steps 200000"),
         ("actor_config.lr_schedule.min_lr", "1", "more than lr 5e-07"),
         ("reward_config.verifier_weight", "1,2,3", "has 3 numbers for 2 functions (accuracy_reward, format_reward)"),
@@ -99,33 +101,20 @@ def test_sections_of_other_commands_are_not_looked_at():
     check_config(config, SFT_SECTIONS, 1)
 
 
-def layout(section, dp=1, tp=1, pp=1, micro=1):
-    values = {"data_parallel": dp, "model_parallel": tp, "pipeline_stage": pp, "micro_batch_num": micro}
-    return {f"{section}.parallel_config.{key}": str(value) for key, value in values.items()}
+@pytest.mark.parametrize("sections", [GRPO_SECTIONS, SFT_SECTIONS])
+def test_interleaved_parts_must_divide_the_rows(sections):
+    section = "rl_config" if sections is GRPO_SECTIONS else "sft_config"
+    parts = {"actor_config.parallel_config.micro_batch_interleave_num": "4", f"{section}.batch_size": "6"}
+    message = refusal(parts, sections)
+    assert f"micro_batch_interleave_num is 4, which does not divide {section}.batch_size 6; 3 or 6 would do" in message
+    check({**parts, f"{section}.batch_size": "8"}, sections)
 
 
-def test_layout_must_use_every_process():
-    message = refusal(layout("actor_config", dp=2, tp=2), world_size=8)
-    assert "data_parallel 2 * model_parallel 2 * pipeline_stage 1 = 4" in message
-    assert "the number of processes is 8; start 4 processes" in message
-    assert "generate_config.parallel_config" in refusal({}, PREDICT_SECTIONS, world_size=2)
-    check(layout("actor_config", dp=2, tp=2), SFT_SECTIONS, world_size=4)
-
-
-@pytest.mark.parametrize("section", ["ref_config", "generate_config"])
-def test_other_layouts_must_divide_the_processes(section):
-    actor = layout("actor_config", dp=4)
-    check({**actor, **layout(section, tp=2)}, world_size=4)
-    message = refusal({**actor, **layout(section, tp=3)}, world_size=4)
-    assert f"{section}.parallel_config" in message
-    assert "= 3, which does not divide the 4 processes" in message
-
-
-def test_pipeline_needs_a_micro_batch_for_every_stage():
-    assert "a pipeline of 4 stages needs at least 4" in refusal(
-        layout("actor_config", pp=4, micro=2), SFT_SECTIONS, world_size=4
-    )
-    check(layout("actor_config", pp=4, micro=4), SFT_SECTIONS, world_size=4)
+def test_recomputing_must_not_contradict_itself():
+    keys = "actor_config.recompute_config"
+    assert "exclude each other" in refusal({f"{keys}.recompute": "true", f"{keys}.select_recompute": "true"})
+    assert "turn on recompute or select_recompute" in refusal({f"{keys}.recompute_layers": "0,1"})
+    check({f"{keys}.recompute_layers": "0,1", f"{keys}.select_recompute": "true"})
 
 
 def test_prompt_and_completion_must_fit_the_sequence():
@@ -144,13 +133,40 @@ def test_training_batches_must_use_up_the_completions():
 @pytest.mark.parametrize("key", ["ref_config.ref_model_batch_size", "generate_config.infer_model_batch_size"])
 def test_forward_batches_must_use_up_the_completions(key):
     message = refusal({key: "5"})
-    assert f"= 32 completions, no multiple of {key} 5; 4 or 8 would do" in message
+    assert f"= 32 completions, no multiple of {key} 5 * its data_parallel 1; {key} 4 or 8 would do" in message
     assert "32 would do" in refusal({key: "33"})
+
+
+def copies(**data_parallel):
+    return {f"{section}.parallel_config.data_parallel": str(number) for section, number in data_parallel.items()}
+
+
+def test_rows_of_a_batch_are_those_of_one_data_parallel_rank():
+    layouts = copies(actor_config=4, ref_config=4, generate_config=4)  # 128 completions
+    check({**layouts, "ref_config.ref_model_batch_size": "32"}, world_size=4)
+    message = refusal({**layouts, "ref_config.ref_model_batch_size": "64"}, world_size=4)
+    assert "no multiple of ref_config.ref_model_batch_size 64 * its data_parallel 4" in message
+    assert "ref_config.ref_model_batch_size 32 would do" in message
+
+
+def test_completions_must_be_shared_out_to_all_copies_of_the_reference():
+    layouts = copies(actor_config=1, ref_config=3) | {
+        "actor_config.parallel_config.model_parallel": "3",
+        "generate_config.parallel_config.model_parallel": "3",
+        "generate_config.infer_model_batch_size": "1",
+    }
+    message = refusal({**layouts, "ref_config.ref_model_batch_size": "1"}, world_size=3)
+    assert "ref_config.ref_model_batch_size 1 * its data_parallel 3; rl_config.num_rollouts 3 or 6 would do" in message
+
+
+def test_no_reference_no_rule_for_its_batch():
+    check({"ref_config.ref_model_batch_size": "5", "rl_config.beta": "0"})
 
 
 SMALL = st.integers(1, 6)
 
 
+@settings(deadline=None)
 @given(rollouts=SMALL, chunk=SMALL, generations=st.integers(2, 6), batch=SMALL, micro=SMALL)
 def test_the_advice_on_rollouts_works(rollouts, chunk, generations, batch, micro):
     changes = {

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1parallel.config import RunConfig, load_config
@@ -224,6 +224,7 @@ KINDS = {
 }
 
 
+@settings(deadline=None)
 @given(st.sampled_from(list(KINDS)).flatmap(lambda kind: st.tuples(st.just(kind), KINDS[kind])))
 def test_a_value_written_as_text_reads_back_the_same(case):
     kind, value = case

@@ -7,6 +7,7 @@ import yaml
 
 from r1parallel.config import load_config
 from r1parallel.config.checks import check_config
+from r1parallel.config.layouts import check_sequence_parallel
 from r1parallel.config.load import GRPO_SECTIONS, PREDICT_SECTIONS, SFT_SECTIONS
 from r1parallel.config.model import ModelConfig, load_model_config
 
@@ -79,17 +80,19 @@ def test_shipped_run_passes_every_check(model, kind):
     assert ("one process" if world_size == 1 else f"{world_size} devices") in first_line
 
 
-@pytest.mark.parametrize("kind", list(FROM_THE_COMMAND_LINE))
 @pytest.mark.parametrize("model", MODELS)
-def test_shipped_layout_divides_the_model(model, kind):
-    config = load(model, kind)
+def test_shipped_predict_divides_the_model(model):
+    tp = load(model, "predict").generate_config.parallel_config.model_parallel
     sizes = load_model_config(ROOT / model)
-    for part in (config.actor_config, config.ref_config, config.generate_config):
-        layout = part.parallel_config
-        for size in (sizes.num_heads, sizes.num_kv_heads, sizes.intermediate_size, sizes.vocab_size):
-            assert size % layout.model_parallel == 0
-        assert sizes.num_layers % layout.pipeline_stage == 0
-    assert config.rl_config.seq_length % config.actor_config.parallel_config.model_parallel == 0
+    for size in (sizes.num_heads, sizes.num_kv_heads, sizes.intermediate_size, sizes.vocab_size):
+        assert size % tp == 0
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_shipped_grpo_can_split_its_activations(model):
+    config = load(model, "grpo")
+    slots = config.generate_config.max_prompt_length + config.generate_config.sampling_config.max_tokens
+    check_sequence_parallel(config.actor_config.parallel_config, config.rl_config.batch_size, slots)
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -7,11 +7,17 @@ import numpy as np
 import pytest
 
 from r1parallel.checkpoint.dtypes import CONFIG_DTYPES, DTYPES
-from r1parallel.checkpoint.load import config_beside, read_model
+from r1parallel.checkpoint.load import ArraySource, config_beside, open_model, read_model
 from r1parallel.checkpoint.names import to_hf
+from r1parallel.checkpoint.slice import slice_checkpoint
+from r1parallel.checkpoint.source import STRATEGY_FILE
+from r1parallel.checkpoint.tensor_header import TensorEntry
 from r1parallel.checkpoint.tensor_writer import write_checkpoint, write_tensor_file
 from r1parallel.config.model import ModelConfig
 from r1parallel.errors import UserError
+from r1parallel.parallel.layout import ModelLayout
+from r1parallel.parallel.mesh import Mesh
+from r1parallel.parallel.strategy import write_merged_strategy
 
 UNTIED = ModelConfig(11, 8, 12, 2, 2, 1)
 TIED = ModelConfig(11, 8, 12, 2, 2, 1, tie_word_embeddings=True)
@@ -142,3 +148,66 @@ def test_sizes_beside_a_checkpoint(tmp_path):
     assert config_beside(tmp_path) == UNTIED
     with pytest.raises(UserError, match="no such model configuration"):
         config_beside(tmp_path / "none" / "model.safetensors")
+
+
+MESHES = [(Mesh(), False), (Mesh(tp=2), False), (Mesh(pp=2, tp=2), True), (Mesh(dp=2, pp=2), True)]
+PAIRED = ModelConfig(16, 8, 12, 2, 4, 2, tie_word_embeddings=True)
+
+
+@pytest.mark.parametrize(("mesh", "opt_shard"), MESHES)
+def test_a_folder_of_several_ranks(tmp_path, noisy_values, mesh, opt_shard):
+    """Any region comes from the ranks that hold it, and only theirs is read."""
+    values, layout = noisy_values(PAIRED), ModelLayout(PAIRED, mesh, opt_shard)
+    cut = tmp_path / "cut"
+    slice_checkpoint(write_folder(tmp_path / "full", values, PAIRED), cut, layout)
+    write_merged_strategy(layout, cut / STRATEGY_FILE)
+    check(cut, PAIRED, values)
+    other = ModelLayout(PAIRED, Mesh(dp=2, tp=2), True)
+    source = open_model(cut, PAIRED)
+    for rank in range(4):
+        for name, value in values.items():
+            region = other.slices(name, rank)
+            np.testing.assert_array_equal(source.read(name, region), value[region])
+
+
+def test_opening_reads_no_tensor(tmp_path, noisy_values, monkeypatch):
+    values, layout = noisy_values(PAIRED), ModelLayout(PAIRED, Mesh(dp=2, tp=2))
+    slice_checkpoint(write_folder(tmp_path / "full", values, PAIRED), tmp_path / "cut", layout)
+    write_merged_strategy(layout, tmp_path / "cut" / STRATEGY_FILE)
+    sizes, plain = [], TensorEntry.read
+
+    def counted(entry, slices=None):
+        sizes.append((entry.file.parent.name, plain(entry, slices).size))
+        return plain(entry, slices)
+
+    monkeypatch.setattr(TensorEntry, "read", counted)
+    source = open_model(tmp_path / "cut", PAIRED)
+    assert sizes == []
+    part = (slice(8, 10), slice(0, 8))
+    np.testing.assert_array_equal(source.read(EMBEDDING, part), values[EMBEDDING][part])
+    assert sizes == [("rank_1", 16)]
+
+
+def test_ranks_of_another_model_or_without_a_strategy_are_refused(tmp_path, noisy_values):
+    layout = ModelLayout(PAIRED, Mesh(tp=2))
+    cut = tmp_path / "cut"
+    slice_checkpoint(write_folder(tmp_path / "full", noisy_values(PAIRED), PAIRED), cut, layout)
+    with pytest.raises(UserError, match=r"is cut into 2 ranks; merge it first"):
+        open_model(cut, PAIRED)
+    write_merged_strategy(ModelLayout(PAIRED, Mesh(tp=2, dp=2)), cut / STRATEGY_FILE)
+    with pytest.raises(UserError, match=r"has folders for ranks \[0, 1\]; the strategy describes ranks 0 to 3"):
+        open_model(cut, PAIRED)
+    write_merged_strategy(layout, cut / STRATEGY_FILE)
+    with pytest.raises(UserError, match=r"lm_head.weight is missing"):
+        open_model(cut, ModelConfig(**{**PAIRED.__dict__, "tie_word_embeddings": False}))
+    with pytest.raises(UserError, match=r"embedding_weight has shape \(16, 8\), the model wants \(32, 8\)"):
+        open_model(cut, ModelConfig(**{**PAIRED.__dict__, "vocab_size": 32}))
+
+
+def test_arrays_are_a_source_too(noisy_values):
+    values = noisy_values(UNTIED)
+    source = ArraySource(values, "somewhere")
+    assert source.path == "somewhere"
+    assert source.shapes == UNTIED.parameter_shapes()
+    np.testing.assert_array_equal(source.read(EMBEDDING, (slice(1, 3), slice(0, 8))), values[EMBEDDING][1:3])
+    assert source.read(EMBEDDING) is values[EMBEDDING]

@@ -2,17 +2,25 @@ import numpy as np
 import pytest
 from mindspore import Tensor, ops
 
+from r1parallel.checkpoint.load import ArraySource
 from r1parallel.config.model import ModelConfig
 from r1parallel.errors import UserError
 from r1parallel.models.parameters import (
     copy_parameters,
     load_parameters,
+    load_slices,
+    load_state,
     model_parameters,
     parameter_values,
+    random_source,
     random_values,
+    set_slices,
+    state_values,
     transposed_weights,
 )
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
+from r1parallel.parallel.layout import ModelLayout
+from r1parallel.parallel.mesh import Mesh
 
 UNTIED = ModelConfig(11, 8, 12, 2, 2, 1)
 NORM = "model.norm_out.weight"
@@ -126,3 +134,89 @@ def test_random_values():
     again, other = random_values(config, seed=3), random_values(config, seed=4, scale=0.5)
     assert all((again[name] == value).all() for name, value in values.items())
     assert other["lm_head.weight"].std() == pytest.approx(0.5, rel=0.05)
+
+
+SPLIT = ModelConfig(16, 8, 12, 2, 4, 2, tie_word_embeddings=True)
+LAYOUT = ModelLayout(SPLIT, Mesh(dp=2, pp=2, tp=2))
+EMBEDDING = "model.tok_embeddings.embedding_weight"
+
+
+def compiled_model(rank, cache_rows=0, layout=LAYOUT):
+    """Parameters have the shapes that MindSpore gives them when it compiles a parallel graph."""
+    model = Qwen2ForCausalLM(SPLIT, 4, cache_rows)
+    turned = transposed_weights(model)
+    for name, parameter in model_parameters(model).items():
+        shape = layout.local_shape(name, rank % layout.world_size)
+        if shape is not None:
+            shape = shape[::-1] if name in turned else shape
+            parameter.set_data(Tensor(np.zeros(shape, np.float32)), slice_shape=True)
+    return model
+
+
+@pytest.mark.parametrize("rank", [0, 3, 6, 9])
+@pytest.mark.parametrize("cache_rows", [0, 2])
+def test_a_rank_takes_its_slices_only(noisy_values, rank, cache_rows):
+    full = noisy_values(SPLIT)
+    expected = {n: full[n][r] for n in full if (r := LAYOUT.slices(n, rank % 8)) is not None}
+    model = compiled_model(rank, cache_rows)
+    load_slices(model, ArraySource(full, "test"), LAYOUT, rank)
+    assert 0 < len(expected) < len(full)
+    out = parameter_values(model, LAYOUT, rank)
+    assert out.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(out[name], value)
+        assert out[name].flags.c_contiguous
+    for name, parameter in model_parameters(model).items():
+        if name not in expected:  # of another stage
+            assert set(np.unique(parameter.asnumpy())) <= {0.0, 1.0}
+    again = compiled_model(rank, cache_rows)
+    set_slices(again, out)
+    for name, value in parameter_values(again, LAYOUT, rank).items():
+        np.testing.assert_array_equal(value, expected[name])
+
+
+def test_a_model_that_is_not_compiled_is_refused(noisy_values):
+    """MindSpore itself would accept the values, and compute with wrong ones."""
+    full = noisy_values(SPLIT)
+    with pytest.raises(
+        ValueError, match=r"embedding_weight has shape \(16, 8\), its slice \(8, 8\); is the model compiled"
+    ):
+        load_slices(Qwen2ForCausalLM(SPLIT, 4), ArraySource(full, "test"), LAYOUT, 0)
+    compiled = compiled_model(0)
+    with pytest.raises(ValueError, match=r"embedding_weight has shape \(8, 8\), its slice \(16, 8\)"):
+        load_slices(compiled, ArraySource(full, "test"), ModelLayout(SPLIT, Mesh()), 0)
+    with pytest.raises(ValueError, match=r"embedding_weight has shape \(8, 8\), its slice \(16, 8\)"):
+        set_slices(compiled, {EMBEDDING: full[EMBEDDING]})
+
+
+def test_a_source_that_does_not_fit_is_refused(noisy_values):
+    full = noisy_values(SPLIT)
+    with pytest.raises(UserError, match=f"^here: no tensor {NORM}; is it of this model"):
+        values = {name: value for name, value in full.items() if name != NORM}
+        load_slices(compiled_model(0), ArraySource(values, "here"), LAYOUT, 0)
+    with pytest.raises(UserError, match=rf"^here: {EMBEDDING} has shape \(32, 8\), the model wants \(16, 8\)"):
+        values = full | {EMBEDDING: np.zeros((32, 8), np.float32)}
+        load_slices(compiled_model(0), ArraySource(values, "here"), LAYOUT, 0)
+
+
+def test_optimizer_state_follows_its_parameters(noisy_values):
+    layout = ModelLayout(SPLIT, Mesh(dp=2, pp=2), opt_shard=True)
+    model = compiled_model(1, layout=layout)
+    state = {
+        f"{prefix}.{name}": p.clone() for prefix in ("adam_m", "adam_v") for name, p in model_parameters(model).items()
+    }
+    full = {f"adam_m.{name}": value for name, value in noisy_values(SPLIT, seed=1).items()}
+    full |= {f"adam_v.{name}": value for name, value in noisy_values(SPLIT, seed=2).items()}
+    load_state(state, ArraySource(full, "test"), layout, 1)
+    out = state_values(state, layout, 1)
+    assert out.keys() == {name for name in full if layout.slices(name[7:], 1) is not None}
+    for name, value in out.items():
+        np.testing.assert_array_equal(value, full[name][layout.slices(name[7:], 1)])
+    with pytest.raises(UserError, match=r"no tensor momentum.model.* and of this kind of optimizer"):
+        load_state({f"momentum.{EMBEDDING}": state[f"adam_m.{EMBEDDING}"]}, ArraySource(full, "test"), layout, 1)
+
+
+def test_random_values_are_a_source():
+    source, values = random_source(SPLIT, 5), random_values(SPLIT, 5)
+    assert all((source.read(name) == value).all() for name, value in values.items())
+    assert source.path == "random weights"

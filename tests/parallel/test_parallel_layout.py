@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from r1parallel.config.model import ModelConfig
 from r1parallel.errors import UserError
-from r1parallel.parallel.layout import ModelLayout, even_stages, split_dim
+from r1parallel.parallel.layout import ModelLayout, check_model_parallel, even_stages, offset_stages, split_dim
 from r1parallel.parallel.mesh import Mesh
 from r1parallel.parallel.tensor_layout import Layout, TensorLayout
 
@@ -80,6 +80,7 @@ def test_stages():
     assert even_stages(7, 3) == (3, 2, 2)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 100), st.integers(1, 20))
 def test_even_stages_are_even(num_layers, pp):
     counts = even_stages(num_layers, pp)
@@ -88,19 +89,59 @@ def test_even_stages_are_even(num_layers, pp):
 
 
 @pytest.mark.parametrize(
-    ("mesh", "stage_layers", "message"),
+    ("tp", "message"),
     [
-        (Mesh(tp=3), None, "tp 3 does not divide num_heads 8, num_kv_heads 4, .*tp can be 1, 2, 4"),
-        (Mesh(tp=8), None, "tp 8 does not divide num_kv_heads 4; tp can be 1, 2, 4"),
-        (Mesh(pp=6), None, "pp 6 is more than the model's 5 layers"),
-        (Mesh(pp=2), (5, 0), "stage_layers"),
-        (Mesh(pp=2), (2, 2), "stage_layers"),
-        (Mesh(pp=2), (5,), "stage_layers"),
+        (3, "model_parallel is 3, which does not divide the model's num_heads 8, num_kv_heads 4, .*; 1, 2, 4 would do"),
+        (8, "model_parallel is 8, which does not divide the model's num_kv_heads 4; 1, 2, 4 would do"),
     ],
 )
-def test_impossible_layouts_are_refused(mesh, stage_layers, message):
+def test_impossible_tensor_parallel_is_refused_with_what_works(tp, message):
     with pytest.raises(UserError, match=message):
-        ModelLayout(CONFIG, mesh, stage_layers=stage_layers)
+        ModelLayout(CONFIG, Mesh(tp=tp))
+    with pytest.raises(UserError, match=f"^a.key is {tp}"):
+        check_model_parallel(CONFIG, tp, "a.key")
+
+
+@pytest.mark.parametrize(("pp", "layers"), [(6, None), (2, (5, 0)), (2, (2, 2)), (2, (5,))])
+def test_stages_must_add_up(pp, layers):
+    with pytest.raises(ValueError, match="stage_layers"):
+        ModelLayout(CONFIG, Mesh(pp=pp), stage_layers=layers)
+
+
+def test_offsets_are_mindformers():
+    """The example of mindformers' own page: 48 layers, 5 stages."""
+    assert offset_stages(48, 5, [0, 1, 1, 1, 0]) == (9, 10, 10, 10, 9)
+    assert offset_stages(28, 2, [-1, 1]) == (13, 15)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 80), st.integers(1, 12), st.sampled_from([(), (0,)]))
+def test_no_offset_means_even_stages(num_layers, pp, offset):
+    if pp <= num_layers:
+        assert offset_stages(num_layers, pp, offset) == even_stages(num_layers, pp)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=8))
+def test_any_stages_can_be_asked_for(layers):
+    each = sum(layers) // len(layers)
+    assert offset_stages(sum(layers), len(layers), [count - each for count in layers]) == tuple(layers)
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "pp", "offset", "message"),
+    [
+        (5, 6, (), "pipeline_stage is 6, more than the model's 5 layers; 1 to 5 would do"),
+        (5, 6, (0,), "more than the model's 5 layers"),
+        (8, 2, (1,), r"actor_config.offset is \[1\]; give 2 numbers"),
+        (8, 2, (1, 1), r"sums to 2; 8 layers are 4 for each of 2 stages and 0 more, so it must sum to 0"),
+        (9, 2, (0, 0), r"sums to 0; .* and 1 more, so it must sum to 1"),
+        (4, 2, (-2, 2), r"makes stages of \[0, 4\] layers; each needs at least 1"),
+    ],
+)
+def test_impossible_offsets_are_refused(num_layers, pp, offset, message):
+    with pytest.raises(UserError, match=message):
+        offset_stages(num_layers, pp, offset)
 
 
 def test_unknown_parameter_has_no_row():

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1parallel.errors import UserError
@@ -8,12 +8,14 @@ from r1parallel.parallel.mesh import Mesh
 AXES = st.integers(1, 4)
 
 
+@settings(deadline=None)
 @given(AXES, AXES, AXES)
 def test_coordinates_and_ranks_are_inverse(dp, pp, tp):
     mesh = Mesh(dp=dp, pp=pp, tp=tp)
     assert [mesh.rank_of(*mesh.coordinates(rank)) for rank in range(mesh.world_size)] == list(range(mesh.world_size))
 
 
+@settings(deadline=None)
 @given(AXES, AXES, AXES)
 def test_each_kind_of_group_covers_every_rank_once(dp, pp, tp):
     mesh = Mesh(dp=dp, pp=pp, tp=tp)

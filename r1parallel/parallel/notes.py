@@ -1,0 +1,96 @@
+"""What each rank of a job is doing: one small file a rank, in a folder that the others and the launcher can read.
+
+A rank that ends well removes its note. One that fails leaves its exit code there; one that is killed leaves neither.
+"""
+
+import json
+import os
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from r1parallel.atomic import replacing
+
+FOLDER = "R1_JOB_DIR"  # environment variable: the folder; with several nodes it lies where all of them see it
+
+
+@dataclass(frozen=True)
+class Note:
+    """One rank at one moment.
+
+    Attributes:
+        rank: whose note it is.
+        place: which machine and process namespace `pid` belongs to.
+        pid: its process.
+        what: what it does, or did last.
+        inside: whether it is still at it.
+        time: when it began or ended that, in seconds since 1970; of a rank that failed, when it failed.
+        exit_code: of a rank that failed: 0 < code < 128, or 128 + the signal that killed it.
+        message: of a rank that failed: its error in one line.
+    """
+
+    rank: int
+    place: str
+    pid: int
+    what: str
+    inside: bool
+    time: float
+    exit_code: int | None = None
+    message: str = ""
+
+    def failed(self, exit_code: int, message: str) -> "Note":
+        """The note that this rank leaves when it fails now."""
+        return replace(self, exit_code=exit_code, message=message, time=time.time())
+
+
+class Notes:
+    """The notes of one job."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def write(self, note: Note) -> None:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with replacing(self._path(note.rank)) as path:
+            path.write_text(json.dumps(asdict(note)), encoding="utf-8")
+
+    def read(self, rank: int) -> Note | None:
+        """A rank's note; None when it never started, or ended well."""
+        try:
+            return Note(**json.loads(self._path(rank).read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+
+    def remove(self, rank: int) -> None:
+        """Forget a rank. The folder goes when it is empty."""
+        self._path(rank).unlink(missing_ok=True)
+        try:
+            self._folder.rmdir()
+        except OSError:  # others have notes here, or it was never made
+            return
+
+    def _path(self, rank: int) -> Path:
+        return self._folder / f"rank_{rank}.json"
+
+
+def this_place() -> str:
+    """Equal for processes that can see each other's process ids; host names of containers are not unique."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return f"{boot}-{os.stat('/proc/self/ns/pid').st_ino}"
+
+
+def new_note(rank: int, what: str, inside: bool) -> Note:
+    """A note of this process."""
+    return Note(rank, this_place(), os.getpid(), what, inside, time.time())
+
+
+def job_notes() -> Notes:
+    """The notes of the job that this worker belongs to.
+
+    Without a launcher that says where, the workers of one msrun on one host meet in a temporary folder.
+    """
+    if FOLDER in os.environ:
+        return Notes(Path(os.environ[FOLDER]))
+    job = f"r1parallel-{os.getuid()}-{os.environ['MS_SCHED_PORT']}-{os.getppid()}"
+    return Notes(Path(tempfile.gettempdir()) / job)
