@@ -3,8 +3,6 @@
 #pragma once
 
 #include <algorithm>
-#include <chrono>
-#include <cstdlib>
 #include <functional>
 #include <string>
 #include <vector>
@@ -16,12 +14,6 @@ namespace mindspore {
 namespace kernel {
 namespace r1parallel {
 using distributed::collective::CollectiveManager;
-
-// Seconds that a receive may take; parallel/device.py sets it from the configuration.
-inline double WaitLimit() {
-  const char *text = std::getenv("R1_WAIT_LIMIT");
-  return text == nullptr ? 1800.0 : std::atof(text);
-}
 
 // This process's view of one communication group. Ranks are ranks in the group.
 class Group {
@@ -42,17 +34,11 @@ class Group {
     }
   }
 
-  // MCCL gives up after ten seconds, which a rank that shares its cores needs for compiling alone: ask again until
-  // the limit of the job.
+  // Waits as long as MS_NODE_TIMEOUT says. A receive that gave up cannot be asked for again: MCCL counts messages.
   void Receive(char *data, size_t bytes, size_t peer) const {
-    const auto began = std::chrono::steady_clock::now();
-    while (bytes > 0 && !Library()->Recv(data, bytes, kNumberTypeInt8, static_cast<uint32_t>(peer), name_)) {
-      const std::chrono::duration<double> waited = std::chrono::steady_clock::now() - began;
-      MS_LOG(WARNING) << "Waiting for " << bytes << " bytes from rank " << peer << " of group " << name_;
-      if (waited.count() > WaitLimit()) {
-        MS_LOG(EXCEPTION) << "Waited " << waited.count() << " s for " << bytes << " bytes from rank " << peer
-                          << " of group " << name_;
-      }
+    if (bytes > 0 && !Library()->Recv(data, bytes, kNumberTypeInt8, static_cast<uint32_t>(peer), name_)) {
+      MS_LOG(EXCEPTION) << "Waited MS_NODE_TIMEOUT seconds for " << bytes << " bytes from rank " << peer
+                        << " of group " << name_ << "; it is slow, hangs, or is gone";
     }
   }
 

@@ -1,11 +1,11 @@
 import json
 import shutil
-import subprocess
 
 import pytest
 
 from r1parallel.cpu_backend import selftest
 from r1parallel.errors import UserError
+from r1parallel.parallel.msrun import TIMED_OUT, Job, worker_environment
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +32,13 @@ def test_every_collective_agrees_with_numpy(cache, monkeypatch, capsys, workers)
 def results(monkeypatch, *ranks):
     """Let a run end with these results; a rank with None writes none."""
 
-    def run(script, folder, workers):
+    def run(script, args, workers, folder, limit_s):
         for rank, faults in enumerate(ranks):
             if faults is not None:
                 (folder / f"rank_{rank}.json").write_text(json.dumps(faults))
-        return "the end of the log"
+        return Job(0, "the end of the log", folder)
 
-    monkeypatch.setattr(selftest, "_msrun", run)
+    monkeypatch.setattr(selftest, "run_workers", run)
 
 
 def test_a_fault_of_any_rank_is_shown_and_fails(monkeypatch, capsys):
@@ -62,25 +62,26 @@ def test_workers_are_an_even_number(workers):
         selftest.main(["--workers", workers])
 
 
-def test_a_run_that_does_not_end_is_ended_with_all_its_processes(monkeypatch, tmp_path):
-    started = []
+@pytest.mark.parametrize(
+    ("returncode", "message"),
+    [
+        (TIMED_OUT, r"did not end within 300 s: RuntimeError: no network"),
+        (1, "rank 0 .* early: RuntimeError: no network"),
+    ],
+)
+def test_a_run_that_fails_is_described_by_the_last_error(monkeypatch, returncode, message):
+    def run(script, args, workers, folder, limit_s):
+        (folder / "log").mkdir()
+        (folder / "log" / "worker_0.log").write_text("fine\nRuntimeError: no network\nfine\n")
+        return Job(returncode, "", folder)
 
-    class Child(subprocess.Popen):
-        def __init__(self, command, **options):
-            super().__init__(["sh", "-c", "sleep 600 & sleep 600"], **options)
-            started.append(self)
-
-    monkeypatch.setattr(subprocess, "Popen", Child)
-    monkeypatch.setattr(selftest, "TIME_LIMIT_S", 0.2)
-    (tmp_path / "log").mkdir()
-    (tmp_path / "log" / "worker_0.log").write_text("fine\nRuntimeError: no network\nfine\n")
-    with pytest.raises(UserError, match=r"did not end within 0\.2 s: RuntimeError: no network"):
-        selftest._msrun(tmp_path / "worker.py", tmp_path, 2)
-    assert started[0].returncode == -9
+    monkeypatch.setattr(selftest, "run_workers", run)
+    with pytest.raises(UserError, match=message):
+        selftest.main([])
 
 
 def test_workers_run_this_python_and_this_package(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "/before")
-    environment = selftest._environment()
+    environment = worker_environment()
     assert environment["PYTHONPATH"].endswith(":/before")
     assert shutil.which("python", path=environment["PATH"]) is not None
