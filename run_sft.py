@@ -6,12 +6,13 @@ from r1parallel.config.checks import check_config, check_paths
 from r1parallel.config.command_line import parse_command_line
 from r1parallel.config.load import SFT_SECTIONS
 from r1parallel.parallel.worker import run_worker
+from r1parallel.parallel.world import launched_world_size
 
 
 def main(argv: Sequence[str]) -> None:
     """Read and check the settings before MindSpore is imported, then train."""
     config = parse_command_line(argv, SFT_SECTIONS, "run_sft.py", "Supervised fine-tuning.")
-    check_config(config, SFT_SECTIONS, world_size=1)
+    check_config(config, SFT_SECTIONS, launched_world_size())
     check_paths(config, SFT_SECTIONS)
     from r1parallel.training.sft import run_sft
 

@@ -81,7 +81,7 @@ class SlicedSource:
         return result
 
     def check_copies(self) -> None:
-        """Compare, bit by bit, ranks that should hold the same numbers (also a tied embedding on two stages).
+        """Compare, bit by bit, ranks that should hold the same numbers, of whichever stages.
 
         Raises:
             UserError: some differ.

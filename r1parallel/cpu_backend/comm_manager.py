@@ -51,8 +51,13 @@ class SimulatedGroups:
     """Groups of a dry run: this process stands for one rank of a job of which nothing else exists."""
 
     def __init__(self, rank: int, world: int) -> None:
+        self.ranks: dict[str, list[int]] = {}
+        self.become(rank, world)
+
+    def become(self, rank: int, world: int) -> None:
+        """Stand for another rank from now on."""
         self._rank = rank
-        self.ranks = {WORLD: list(range(world))}
+        self.ranks[WORLD] = list(range(world))
 
     def create(self, name: str, ranks: list[int]) -> bool:
         self.ranks[name] = ranks

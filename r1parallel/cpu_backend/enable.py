@@ -14,13 +14,14 @@ from r1parallel.cpu_backend.patch import patch_frontend
 from r1parallel.cpu_backend.wheel import find_wheel
 
 _enabled = False
+_simulated: SimulatedGroups | None = None
 
 
 def enable(simulate: tuple[int, int] | None = None) -> str | None:
     """Make semi_auto_parallel work on the CPU, in this process.
 
     To be called once, after `mindspore.set_device("CPU")` and, under msrun, after `init()`, and before any graph is
-    compiled.
+    compiled. A dry run may call it again, to go on as another rank.
 
     Args:
         simulate: (rank, number of ranks) of a dry run, which compiles one rank's graph in a single process and needs
@@ -36,12 +37,15 @@ def enable(simulate: tuple[int, int] | None = None) -> str | None:
     global _enabled
     import mindspore as ms
 
+    if simulate is not None and not 0 <= simulate[0] < simulate[1]:
+        raise ValueError(f"simulate {simulate}: the rank must be at least 0 and less than the number of ranks")
+    if simulate is not None and _simulated is not None:
+        _simulated.become(*simulate)
+        return None
     if _enabled:
         raise ValueError("the CPU backend is enabled already: once in a process is enough, and it cannot be taken back")
     if ms.get_context("device_target") != "CPU":
         raise ValueError("the CPU backend is for the target CPU: call mindspore.set_device first")
-    if simulate is not None and not 0 <= simulate[0] < simulate[1]:
-        raise ValueError(f"simulate {simulate}: the rank must be at least 0 and less than the number of ranks")
     wheel = find_wheel()
     kernels = build_kernels(wheel)
     patch_frontend(wheel)
@@ -54,8 +58,9 @@ def enable(simulate: tuple[int, int] | None = None) -> str | None:
 
 
 def _groups(simulate: tuple[int, int] | None) -> Groups:
+    global _simulated
     if simulate is None:
         return RunningGroups()
-    groups = SimulatedGroups(*simulate)
-    answer_python(groups)
-    return groups
+    _simulated = SimulatedGroups(*simulate)
+    answer_python(_simulated)
+    return _simulated

@@ -47,6 +47,13 @@ def transposed_weights(model: nn.Cell) -> set[str]:
     return {cell.weight.name for _, cell in model.cells_and_names() if isinstance(cell, Linear) and cell.transposed}
 
 
+def share_parameters(source: nn.Cell, target: nn.Cell) -> None:
+    """Let `target`, a model of the same sizes, hold the very Parameters of `source`: what one learns, the other has."""
+    for (_, theirs), (_, ours) in zip(source.cells_and_names(), target.cells_and_names(), strict=True):
+        for name, parameter in theirs.parameters_and_names(expand=False):
+            setattr(ours, name, parameter)
+
+
 def load_parameters(model: nn.Cell, values: Mapping[str, np.ndarray], source: str) -> None:
     """Set every parameter of a model that no layout splits.
 

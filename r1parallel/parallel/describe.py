@@ -58,7 +58,7 @@ def _without_layer(name: str) -> str:
 def _row(layout: ModelLayout, names: Sequence[str], rank: int) -> tuple[str, str, str, str]:
     shape, slices = layout.parameters[names[0]].shape, layout.slices(names[0], rank) or ()
     local = tuple(part.stop - part.start for part in slices)
-    return _range_of_layers(names), _by(shape), _slices_text(shape, slices), _by(local)
+    return _range_of_layers(names), _by(shape), slices_text(shape, slices), _by(local)
 
 
 def _range_of_layers(names: Sequence[str]) -> str:
@@ -69,8 +69,8 @@ def _range_of_layers(names: Sequence[str]) -> str:
     return _without_layer(first).replace(".N.", f".{numbers[0]}-{numbers[1]}.")
 
 
-def _slices_text(shape: Sequence[int], slices: Slices) -> str:
-    """As NumPy writes it; `:` is a dim that is not cut."""
+def slices_text(shape: Sequence[int], slices: Slices) -> str:
+    """Slices of a tensor of full `shape`, as NumPy writes them; `:` is a dim that is not cut."""
     whole = (part.stop - part.start == size for part, size in zip(slices, shape, strict=True))
     parts = (":" if uncut else f"{part.start}:{part.stop}" for part, uncut in zip(slices, whole, strict=True))
     return f"[{', '.join(parts)}]"

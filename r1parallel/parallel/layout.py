@@ -1,7 +1,8 @@
-"""The layout table: for each parameter of the model, which dim is split over tp and which stages own it."""
+"""The layout table: for each parameter of the model, which dim is split over tp and which stage owns it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 from r1parallel.config.model import ModelConfig
 from r1parallel.errors import UserError
@@ -33,23 +34,24 @@ _TP_SIZES = ("num_heads", "num_kv_heads", "intermediate_size", "vocab_size")
 
 @dataclass(frozen=True)
 class ParamLayout:
-    """One row of the table, filled in for one model: `split_dim` is cut over tp; `stages` own a copy each."""
+    """One row of the table, filled in for one model: `split_dim` is cut over tp; `stage` owns it."""
 
     name: str
     shape: tuple[int, ...]
     split_dim: int | None
-    stages: tuple[int, ...]
+    stage: int
 
 
 class ModelLayout(Layout):
     """The layout of one model on one mesh.
 
     Layers go to the stages in order and evenly, what remains to the first stages, unless `stage_layers` gives
-    the number for each stage. A tied embedding lives on the first stage and on the last.
+    the number for each stage. A tied embedding lives on the first stage alone: MindSpore sends it to the last one in
+    every step, and its gradient back.
 
     With `opt_shard`, dim 0 of what a rank holds is split once more among the ranks of its stage that hold the
     same part, where their number divides it. These are dp ranks for a tensor that tp splits, dp × tp ranks for
-    one that it does not: MindSpore's own rule.
+    one that it does not: MindSpore's own rule. What is sent to another stage is not split like this: MindSpore cannot.
 
     `model_layout` makes it from a run's configuration.
 
@@ -60,6 +62,8 @@ class ModelLayout(Layout):
 
     config: ModelConfig
     mesh: Mesh
+    opt_shard: bool
+    stage_layers: tuple[int, ...]
     parameters: dict[str, ParamLayout]
 
     def __init__(
@@ -73,21 +77,28 @@ class ModelLayout(Layout):
         layers = even_stages(config.num_layers, mesh.pp) if stage_layers is None else stage_layers
         _check_stages(config.num_layers, mesh.pp, layers)
         parameters = _parameters(config, mesh.pp, layers)
+        sent = {"model.tok_embeddings.embedding_weight"} if config.tie_word_embeddings and mesh.pp > 1 else set()
         stages = tuple(
             {
-                name: _tensor_layout(param, mesh, opt_shard)
+                name: _tensor_layout(param, mesh, opt_shard and name not in sent)
                 for name, param in parameters.items()
-                if stage in param.stages
+                if param.stage == stage
             }
             for stage in range(mesh.pp)
         )
         super().__init__(mesh.stage_size, stages)
-        for attribute, value in (("config", config), ("mesh", mesh), ("parameters", parameters)):
+        own = {"config": config, "mesh": mesh, "opt_shard": opt_shard, "stage_layers": layers, "parameters": parameters}
+        for attribute, value in own.items():
             object.__setattr__(self, attribute, value)  # the base class is frozen
 
     def slices(self, name: str, rank: int) -> Slices | None:
         """The part of a parameter that `rank` holds; None where its stage does not own it."""
         return self.cut(name, self.parameters[name].shape, rank)
+
+    def copies(self, name: str) -> int:
+        """How many ranks hold each part of a parameter."""
+        layouts = [layout for _, layout in self.owners(name)]
+        return len(layouts) // prod(layouts[0].parts)
 
     def local_shape(self, name: str, rank: int) -> tuple[int, ...] | None:
         """Shape of the part of a parameter that `rank` holds; None where its stage does not own it."""
@@ -149,12 +160,10 @@ def _parameters(config: ModelConfig, pp: int, layers: tuple[int, ...]) -> dict[s
     result = {}
     for name, shape in config.parameter_shapes().items():
         if name.startswith("model.layers."):
-            stages: tuple[int, ...] = (stage_of_layer[int(name.split(".")[2])],)
-        elif "tok_embeddings" in name:
-            stages = (0, pp - 1) if config.tie_word_embeddings and pp > 1 else (0,)
+            stage = stage_of_layer[int(name.split(".")[2])]
         else:
-            stages = (pp - 1,)
-        result[name] = ParamLayout(name, shape, split_dim(name), stages)
+            stage = 0 if "tok_embeddings" in name else pp - 1
+        result[name] = ParamLayout(name, shape, split_dim(name), stage)
     return result
 
 

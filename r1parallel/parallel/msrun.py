@@ -102,7 +102,6 @@ def worker_environment() -> dict[str, str]:
     return os.environ | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "PYTHONPATH": os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])]),
-        "MS_NODE_TIMEOUT": os.environ.get("MS_NODE_TIMEOUT", "10"),  # seconds until the others end when one dies
     }
 
 

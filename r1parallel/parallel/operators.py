@@ -7,6 +7,7 @@ Shape letters as in `models/`: T = B·S rows.
 """
 
 from mindspore import nn
+
 from r1parallel.parallel.layout import split_dim
 
 DP, TP, ROWS = "dp", "tp", "rows"
@@ -81,7 +82,29 @@ OPERATORS: dict[str, dict[str, Strategy]] = {
         "subtract": _PER_ROW * 2,
     },
     # Losses work on [B, C] tensors, small enough to have them whole on every rank.
-    "SFTLoss": {"mul": _REPLICATED * 2, "sum": _REPLICATED, "negate": _REPLICATED},
+    "SFTLoss": {"mul": _REPLICATED * 2, "negate": _REPLICATED},
+    "GRPOLoss": {
+        "masked": _REPLICATED + _SCALAR,
+        "counts": _REPLICATED + _SCALAR,
+        "select": _REPLICATED * 3,
+        "old_difference": _REPLICATED * 2,
+        "ratio": _REPLICATED,
+        "clip_low": _REPLICATED + _SCALAR,
+        "clip_high": _REPLICATED + _SCALAR,
+        "gain": _REPLICATED * 2,
+        "smaller": _REPLICATED * 2,
+        "negate": _REPLICATED,
+        "ref_difference": _REPLICATED * 2,
+        "exp": _REPLICATED,
+        "minus": _REPLICATED * 2,
+        "minus_one": _REPLICATED + _SCALAR,
+        "times_beta": _REPLICATED + _SCALAR,
+        "add": _REPLICATED * 2,
+        "less": _REPLICATED * 2,
+        "weigh": _REPLICATED * 2,
+        "join": _REPLICATED * 5,
+    },
+    "Placed": {"place": _REPLICATED * 2},
     "TiedHead": {"matmul": ((DP, None), (TP, None))},
 }
 # A projection whose weight [out, in] is split over dimension 0 (column parallel) or 1 (row parallel).
@@ -102,7 +125,6 @@ def strategies(cell: nn.Cell) -> dict[str, Strategy]:
         if kind.__name__ in OPERATORS:
             return OPERATORS[kind.__name__]
     return {}
-
 
 
 def outputs(cell: nn.Cell) -> dict[str, Strategy]:

@@ -1,30 +1,65 @@
-"""The one place where a model learns of ranks: splits of its operators and stages of its layers."""
+"""The one place where a program learns of ranks: splits of its operators, stages of its layers, what is recomputed."""
 
 from mindspore import nn
 from mindspore.ops import Primitive
 from mindspore.parallel.nn import Pipeline
 
+from r1parallel.config.schema import RecomputeConfig
 from r1parallel.parallel.mesh import Mesh
 from r1parallel.parallel.operators import DP, ROWS, TP, Strategy, outputs, strategies
 
+_WHOLE = ((1, 1), (1, 1))
+# Cell → operators whose results selective recomputation throws away: large, and cheap to make again.
+_SELECTED = {"Attention": ("scale", "scores", "add_mask", "softmax"), "FeedForward": ("silu", "gate")}
+
 
 def parallelize(
-    program: nn.Cell, mesh: Mesh, sequence_parallel: bool = False, stage_layers: tuple[int, ...] | None = None
+    program: nn.Cell,
+    mesh: Mesh,
+    stage_layers: tuple[int, ...],
+    sequence_parallel: bool = False,
+    recompute: RecomputeConfig | None = None,
 ) -> None:
-    """Split operators and layers of a program over `mesh`; its Cells are changed in place, before they are compiled."""
-    split_operators(program, mesh, sequence_parallel)
-    if mesh.pp > 1:
-        assert stage_layers is not None
-        set_stages(program, stage_layers)
-
-
-def set_stages(program: nn.Cell, stage_layers: tuple[int, ...]) -> None:
-    """Give every layer its pipeline stage; the embedding is in the first, the head in the last.
+    """Spread a program over a mesh; its Cells are changed in place, before they are compiled.
 
     Args:
-        program: a Cell with one Qwen2Model inside; changed in place before it is compiled.
+        program: one Qwen2ForCausalLM and what is around it.
+        mesh: how many parts dp and tp stand for, and pipeline stages.
         stage_layers: number of layers of each stage.
+        sequence_parallel: split the activations between the blocks over tp too (Korthikanti et al. 2022).
+        recompute: what the backward pass computes again.
     """
+    _split_operators(program, mesh, sequence_parallel)
+    if mesh.pp > 1:
+        _set_stages(program, stage_layers)
+    if recompute is not None:
+        _set_recompute(program, recompute)
+
+
+def _split_operators(program: nn.Cell, mesh: Mesh, sequence_parallel: bool) -> None:
+    """The only place where `.shard()` is called."""
+    parts = {DP: mesh.dp, TP: mesh.tp, ROWS: mesh.dp * mesh.tp if sequence_parallel else mesh.dp, None: 1}
+
+    def numbers(strategy: Strategy) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(parts[axis] for axis in operand) for operand in strategy)
+
+    for _, cell in program.cells_and_names():
+        if isinstance(cell, Pipeline):
+            for add in cell.add_list:  # its sum of what the micro-batches give
+                add.shard(_WHOLE)
+        results = outputs(cell)
+        for name, strategy in strategies(cell).items():
+            operator = getattr(cell, name, None)
+            if not isinstance(operator, Primitive):  # a row-parallel projection has no bias
+                continue
+            if sequence_parallel and name in results:
+                operator.shard(numbers(strategy), numbers(results[name]))
+            else:
+                operator.shard(numbers(strategy))
+
+
+def _set_stages(program: nn.Cell, stage_layers: tuple[int, ...]) -> None:
+    """Give every layer its pipeline stage; the embedding is in the first, the head in the last."""
     last = len(stage_layers) - 1
     for _, cell in program.cells_and_names():
         if type(cell).__name__ == "Qwen2Model":
@@ -41,29 +76,19 @@ def set_stages(program: nn.Cell, stage_layers: tuple[int, ...]) -> None:
                 cell.model.tok_embeddings.embedding_weight.parallel_optimizer = False
 
 
-def split_operators(program: nn.Cell, mesh: Mesh, sequence_parallel: bool = False) -> None:
-    """Split every operator inside `program`, the only place where `.shard()` is called.
-
-    Args:
-        program: its Cells are changed in place, before they are compiled.
-        mesh: how many parts DP and TP stand for.
-        sequence_parallel: split the activations between the blocks over tp too (Korthikanti et al. 2022).
-    """
-    parts = {DP: mesh.dp, TP: mesh.tp, ROWS: mesh.dp * mesh.tp if sequence_parallel else mesh.dp, None: 1}
-
-    def numbers(strategy: Strategy) -> tuple[tuple[int, ...], ...]:
-        return tuple(tuple(parts[axis] for axis in operand) for operand in strategy)
-
+def _set_recompute(program: nn.Cell, recompute: RecomputeConfig) -> None:
+    if not (recompute.recompute or recompute.select_recompute):
+        return
     for _, cell in program.cells_and_names():
-        if isinstance(cell, Pipeline):
-            for add in cell.add_list:  # its sum of what the micro-batches return, [B, K]
-                add.shard(((1, 1), (1, 1)))
-        results = outputs(cell)
-        for name, strategy in strategies(cell).items():
-            operator = getattr(cell, name, None)
-            if not isinstance(operator, Primitive):  # a tied model has no lm_head, a row-parallel projection no bias
-                continue
-            if sequence_parallel and name in results:
-                operator.shard(numbers(strategy), numbers(results[name]))
-            else:
-                operator.shard(numbers(strategy))
+        if type(cell).__name__ == "Qwen2Model":
+            for number in recompute.recompute_layers or range(len(cell.layers)):
+                _recompute_block(cell.layers[number], recompute.recompute)
+
+
+def _recompute_block(block: nn.Cell, whole: bool) -> None:
+    if whole:
+        block.recompute()
+        return
+    for _, cell in block.cells_and_names():
+        for name in _SELECTED.get(type(cell).__name__, ()):
+            getattr(cell, name).recompute()

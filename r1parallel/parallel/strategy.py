@@ -1,7 +1,7 @@
 """Strategy files: a layout as MindSpore writes it when it compiles a parallel graph, and reads it back."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,17 @@ def read_strategy(path: str | Path) -> Layout:
     if len(sizes) != 1:
         raise UserError(f"{path}: stages of unequal numbers of devices: {sorted(sizes)}")
     return _checked_world(path, Layout(sizes.pop(), tuple(stages[stage] for stage in sorted(stages))))
+
+
+def read_rank_strategy(file: str | Path, names: Container[str]) -> dict[str, TensorLayout]:
+    """Read of one rank's file only the tensors that are called `names`; MindSpore lists gradients and caches too.
+
+    Raises:
+        UserError: the file is missing or damaged, or a layout is of a kind that only MindSpore can cut.
+    """
+    file = Path(file)
+    items = _parse(file, _content(file)).parallel_layout_item
+    return {i.param_name: _tensor_layout(file, i.param_name, i.parallel_layouts) for i in items if i.param_name in names}
 
 
 def _checked_world(path: Path, layout: Layout) -> Layout:

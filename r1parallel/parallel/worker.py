@@ -16,7 +16,8 @@ from r1parallel.parallel.notes import FOLDER, job_notes, new_note
 from r1parallel.parallel.world import is_scheduler, is_worker, launched_world_size
 
 _SIGN_OFF_S = 5  # for ranks of other nodes, which the scheduler cannot see end
-_NODE_TIMEOUT_S = "10"  # until a process that died is missed; MindSpore's default is 30
+# How long MCCL's receives wait. It cannot be told apart from a rank that compiles, so `waiting` has the real limit.
+_NODE_TIMEOUT_S = "86400"
 _LOOK_S = 0.5  # between two looks at the ranks
 
 

@@ -22,6 +22,17 @@ class World:
         return self.rank == 0
 
 
+@dataclass(frozen=True)
+class DryWorld(World):
+    """A rank of which only this process exists: programs are compiled for it and never run.
+
+    Attributes:
+        strategy_file: where MindSpore writes how it laid out the parameters.
+    """
+
+    strategy_file: str = ""
+
+
 def launched_world_size() -> int:
     """How many workers msrun was told to start; 1 without msrun. Needs no MindSpore."""
     return int(os.environ.get("MS_WORKER_NUM", "1"))

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from r1parallel.data.batches import right_aligned
 from r1parallel.generation.engine import Completions
+from r1parallel.parallel.waiting import waiting
 from r1parallel.rewards import Scores
 from r1parallel.rl.advantages import group_advantages, kept_rows
 
@@ -87,11 +88,16 @@ def batched_logps(
     desc: str,
     progress: bool,
 ) -> np.ndarray:
-    """Log-probs of all completions, float32 [N, C]; `rows` at a time in the given order (N is a multiple of `rows`)."""
-    count = len(experience.tokens)
+    """Log-probs of the completions that `order` names, `rows` at a time, which divides their number; others are 0.
+
+    Returns:
+        float32 [N, C].
+    """
+    count = len(order)
     assert count % rows == 0, (count, rows)
     result = np.zeros_like(experience.rollout_logps)
     for first in tqdm(range(0, count, rows), desc=desc, unit="batch", leave=False, disable=None if progress else True):
         batch = order[first : first + rows]
-        result[batch] = logps(Tensor(experience.tokens[batch]), Tensor(experience.starts[batch])).asnumpy()
+        with waiting(desc):
+            result[batch] = logps(Tensor(experience.tokens[batch]), Tensor(experience.starts[batch])).asnumpy()
     return np.where(experience.inside, result, 0.0).astype(np.float32)

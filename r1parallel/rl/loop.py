@@ -3,23 +3,23 @@
 from pathlib import Path
 
 import mindspore as ms
+import numpy as np
 from tqdm import tqdm
 
 from r1parallel.checkpoint.export import save_model_ranks
-from r1parallel.checkpoint.load import read_model
+from r1parallel.checkpoint.load import open_model
 from r1parallel.checkpoint.shards import Shards
 from r1parallel.config import RunConfig
 from r1parallel.config.load import GRPO_SECTIONS
+from r1parallel.config.model import ModelConfig
 from r1parallel.errors import UserError
-from r1parallel.models.parameters import parameter_values
+from r1parallel.models.parameters import load_state, parameter_values, state_values
 from r1parallel.monitor.memory import host_memory_used_fraction
 from r1parallel.monitor.phases import PhaseTimer
 from r1parallel.monitor.report import write_report
+from r1parallel.parallel.collectives import all_gather
 from r1parallel.parallel.device import setup_device
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.mesh import Mesh
-from r1parallel.parallel.strategy import STRATEGY_NAMES, write_model_strategies
-from r1parallel.parallel.world import World
+from r1parallel.parallel.strategy import write_model_strategies
 from r1parallel.rewards import check_reward_names
 from r1parallel.rl.trainer import GRPOTrainer, StepResult
 from r1parallel.training.inputs import fingerprint, load_inputs
@@ -35,40 +35,47 @@ def run_grpo(config: RunConfig) -> Path:
     settings, actor = config.rl_config, config.actor_config
     check_reward_names(config.reward_config.verifier_function)
     inputs = load_inputs(actor.model_config, settings.tokenizer_dir, settings.dataset_file)
-    world, layout = setup_device(config.context), ModelLayout(inputs.model, Mesh(dp=1, pp=1, tp=1))
+    world = setup_device(config.context)
     ms.set_seed(settings.seed)
-    trainer = GRPOTrainer(config, inputs.model, inputs.rows, inputs.tokenizer)
-    folder = _run_folder(config, trainer, world)
+    trainer = GRPOTrainer(config, inputs.model, inputs.rows, inputs.tokenizer, world)
+    folder = _run_folder(config, trainer)
     check_steps_left(folder.step, trainer.total, "rl_config.max_steps or rl_config.epochs")
-    if folder.sources:
-        tensors = {group: {name: s.read(name) for name in s.shapes} for group, s in folder.sources.items()}
-        trainer.load(tensors["actor"], tensors.get("reference"), str(folder.checkpoints))
-        trainer.train.load_state(tensors["optimizer"], folder.state["updates"])
-    else:
-        reference = config.ref_config.load
-        trainer.load(
-            read_model(actor.load, inputs.model),
-            read_model(reference, inputs.model) if reference and trainer.reference is not None else None,
-            actor.load,
-        )
+    _load(config, trainer, folder, inputs.model)
     folder.open()
-    for model in STRATEGY_NAMES:
-        write_model_strategies(layout, model, settings.save_strategy_dir)
-    _train(config, trainer, folder, layout)
-    model_dir = save_model_ranks(
-        folder.path / "model",
-        Shards(layout, parameter_values(trainer.actor, layout, world.rank)),
-        settings.tokenizer_dir,
-        inputs.tokenizer.stop_ids,
-        world,
-    )
+    if world.is_leader:
+        _write_strategies(config, trainer)
+    _train(config, trainer, folder)
+    shards = Shards(trainer.actor.layout, trainer.actor.values())
+    tokenizer = settings.tokenizer_dir
+    model_dir = save_model_ranks(folder.path / "model", shards, tokenizer, inputs.tokenizer.stop_ids, world)
     folder.close()
-    if config.monitor_config.report:
+    if config.monitor_config.report and world.is_leader:
         print(f"report: {write_report(folder.path, f'GRPO of {settings.model_name}')}", flush=True)
     return model_dir
 
 
-def _run_folder(config: RunConfig, trainer: GRPOTrainer, world: World) -> RunFolder:
+def _load(config: RunConfig, trainer: GRPOTrainer, folder: RunFolder, model: ModelConfig) -> None:
+    """Weights and optimizer state of the checkpoint to go on from, or the weights to start with."""
+    if folder.sources:
+        trainer.load(folder.sources["actor"], folder.sources.get("reference"))
+        state, layout = trainer.train.optimizer.state(), trainer.actor.layout
+        load_state(state, folder.sources["optimizer"], layout, trainer.world.rank)
+        trainer.train.updates = folder.state["updates"]
+        return
+    actor, reference = config.actor_config.load, config.ref_config.load
+    own_reference = open_model(reference, model) if reference and trainer.reference is not None else None
+    trainer.load(open_model(actor, model), own_reference)
+
+
+def _write_strategies(config: RunConfig, trainer: GRPOTrainer) -> None:
+    layouts = {"actor": trainer.actor.layout, "generate": trainer.generator_layout}
+    if trainer.reference is not None:
+        layouts["ref"] = trainer.reference.layout
+    for model, layout in layouts.items():
+        write_model_strategies(layout, model, config.rl_config.save_strategy_dir)
+
+
+def _run_folder(config: RunConfig, trainer: GRPOTrainer) -> RunFolder:
     settings = config.rl_config
     board = (
         Path(settings.tensorboard_dir or Path(settings.output_dir) / "tensorboard") if settings.tensorboard else None
@@ -88,31 +95,32 @@ def _run_folder(config: RunConfig, trainer: GRPOTrainer, world: World) -> RunFol
         board,
         settings.resume_training,
         identity,
-        world,
+        trainer.world,
     )
 
 
-def _train(config: RunConfig, trainer: GRPOTrainer, folder: RunFolder, layout: ModelLayout) -> None:
+def _train(config: RunConfig, trainer: GRPOTrainer, folder: RunFolder) -> None:
     settings, monitor, timer = config.rl_config, config.monitor_config, PhaseTimer()
     bar = tqdm(
         total=trainer.total,
         initial=folder.step,
         desc="grpo",
         unit="step",
-        disable=None if monitor.progress_bar else True,
+        disable=None if monitor.progress_bar and trainer.world.is_leader else True,
     )
     for number in range(folder.step, trainer.total):
         step = number + 1
         with timer.phase("step"):
-            result = trainer.run_step(number, timer, monitor.progress_bar)
+            result = trainer.run_step(number, timer, monitor.progress_bar and trainer.world.is_leader)
         # Metrics first: a kill in between costs no line, because resuming cuts off what is newer than the checkpoint.
         _log(config, folder, step, result, timer.collect())
-        used = host_memory_used_fraction()
+        # The fullest host decides for all: every rank must take the same way.
+        used = float(all_gather(trainer.world, np.array([host_memory_used_fraction()]), "memory of the hosts").max())
         short_of_memory = monitor.host_memory_protection and used > monitor.host_max_memory_threshold
         due = settings.save_ckpt_interval and step % settings.save_ckpt_interval == 0
         if due or step == trainer.total or short_of_memory:
             with timer.phase("checkpoint"):
-                groups, state = _snapshot(trainer, layout)
+                groups, state = _snapshot(trainer)
                 folder.save(step, groups, state, settings.save_max_ckpt_num)
         bar.set_postfix(reward=f"{result.metrics.get('reward_mean', float('nan')):.3f}", refresh=False)
         bar.update(1)
@@ -124,11 +132,17 @@ def _train(config: RunConfig, trainer: GRPOTrainer, folder: RunFolder, layout: M
     bar.close()
 
 
-def _snapshot(trainer: GRPOTrainer, layout: ModelLayout) -> tuple[dict[str, Shards], dict[str, int]]:
-    tensors = {"actor": parameter_values(trainer.actor), "optimizer": trainer.train.state()}
+def _snapshot(trainer: GRPOTrainer) -> tuple[dict[str, Shards], dict[str, int]]:
+    """This rank's slices of everything that a run goes on from, and the counters."""
+    layout, rank = trainer.actor.layout, trainer.world.rank
+    groups = {
+        "actor": Shards(layout, trainer.actor.values()),
+        "optimizer": Shards(layout, state_values(trainer.train.optimizer.state(), layout, rank)),
+    }
     if trainer.reference is not None:
-        tensors["reference"] = parameter_values(trainer.reference)
-    return {name: Shards(layout, values) for name, values in tensors.items()}, {"updates": trainer.train.updates}
+        values = parameter_values(trainer.reference.model, trainer.reference.layout, rank)
+        groups["reference"] = Shards(trainer.reference.layout, values)
+    return groups, {"updates": trainer.train.updates}
 
 
 def _log(config: RunConfig, folder: RunFolder, step: int, result: StepResult, seconds: dict[str, float]) -> None:

@@ -1,5 +1,7 @@
 """The GRPO loss. Shape letters: B rows of a micro-batch, S slots, C completion slots, N rows of an update."""
 
+from typing import NamedTuple
+
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
@@ -17,6 +19,21 @@ def sequence_mean_weights(lengths_N: np.ndarray, kept_N: np.ndarray, completion_
     rows = max(1, int(kept_N.sum()))
     weights_N = np.where(kept_N, 1.0 / (lengths_N * rows), 0.0)
     return (inside_NC * weights_N[:, None]).astype(np.float32)
+
+
+class TokenValues(NamedTuple):
+    """What `GRPOLoss` says of every token, float32 [N, C] each."""
+
+    loss: np.ndarray
+    logps: np.ndarray
+    ratio: np.ndarray
+    kl: np.ndarray
+    clipped: np.ndarray
+
+
+def token_values(rows_N5C: np.ndarray) -> TokenValues:
+    """The five parts of what `GRPOLoss` gives."""
+    return TokenValues(*np.split(rows_N5C, 5, axis=1))
 
 
 class GRPOLoss(nn.Cell):
@@ -39,19 +56,16 @@ class GRPOLoss(nn.Cell):
             beta,
             on_policy,
         )
-        self.sub, self.mul, self.add = ops.Sub(), ops.Mul(), ops.Add()
-        self.exp, self.minimum, self.clip_low, self.clip_high = (
-            ops.Exp(),
-            ops.Minimum(),
-            ops.Maximum(),
-            ops.Minimum(),
-        )
-        self.greater, self.less, self.cast, self.select = ops.Greater(), ops.Less(), ops.Cast(), ops.Select()
-        self.sum = ops.ReduceSum()
+        self.masked, self.counts, self.select = ops.Mul(), ops.Greater(), ops.Select()
+        self.old_difference, self.ratio, self.gain, self.smaller = ops.Sub(), ops.Exp(), ops.Mul(), ops.Minimum()
+        self.clip_low, self.clip_high, self.negate = ops.Maximum(), ops.Minimum(), ops.Neg()
+        self.ref_difference, self.exp, self.minus, self.minus_one = ops.Sub(), ops.Exp(), ops.Sub(), ops.Sub()
+        self.times_beta, self.add, self.less, self.cast = ops.Mul(), ops.Add(), ops.Less(), ops.Cast()
+        self.weigh, self.join = ops.Mul(), ops.Concat(1)
 
     def inside(self, weights_BC: Tensor, difference_BC: Tensor) -> Tensor:
         """The difference of log-probs where a token counts, else 0: past its end a row holds arbitrary numbers."""
-        return self.select(self.greater(weights_BC, 0.0), difference_BC, ops.zeros_like(difference_BC))
+        return self.select(self.counts(weights_BC, 0.0), difference_BC, self.masked(weights_BC, 0.0))
 
     def construct(
         self,
@@ -61,18 +75,22 @@ class GRPOLoss(nn.Cell):
         ref_BC: Tensor,
         advantages_B1: Tensor,
         weights_BC: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """The loss (a sum), and of every token: log-prob, ratio, KL estimate, 1 where clipping cut the gradient."""
+    ) -> Tensor:
+        """Of every token five numbers, side by side as [B, 5·C]; `token_values` names them. Only the first is learned.
+
+        They are: its share of the loss, log-prob, ratio, KL estimate, and 1 where clipping cut the gradient.
+        """
         logps_BC = self.logps(tokens_BS, starts_B)
         old_BC = ops.stop_gradient(logps_BC) if self.on_policy else old_BC
-        ratio_BC = self.exp(self.inside(weights_BC, self.sub(logps_BC, old_BC)))
-        free_BC = self.mul(ratio_BC, advantages_B1)
-        clipped_BC = self.mul(self.clip_high(self.clip_low(ratio_BC, self.low), self.high), advantages_B1)
-        loss_BC = -self.minimum(free_BC, clipped_BC)
-        kl_BC = ops.zeros_like(logps_BC)
+        ratio_BC = self.ratio(self.inside(weights_BC, self.old_difference(logps_BC, old_BC)))
+        free_BC = self.gain(ratio_BC, advantages_B1)
+        clipped_BC = self.gain(self.clip_high(self.clip_low(ratio_BC, self.low), self.high), advantages_B1)
+        loss_BC = self.negate(self.smaller(free_BC, clipped_BC))
+        kl_BC = self.masked(weights_BC, 0.0)
         if self.beta > 0.0:
-            delta_BC = self.inside(weights_BC, self.sub(ref_BC, logps_BC))
-            kl_BC = self.sub(self.sub(self.exp(delta_BC), delta_BC), 1.0)
-            loss_BC = self.add(loss_BC, self.mul(kl_BC, self.beta))
+            delta_BC = self.inside(weights_BC, self.ref_difference(ref_BC, logps_BC))
+            kl_BC = self.minus_one(self.minus(self.exp(delta_BC), delta_BC), 1.0)
+            loss_BC = self.add(loss_BC, self.times_beta(kl_BC, self.beta))
         cut_BC = self.cast(self.less(clipped_BC, free_BC), ms.float32)
-        return self.sum(self.mul(loss_BC, weights_BC)), logps_BC, ratio_BC, kl_BC, cut_BC
+        said = (logps_BC, ratio_BC, kl_BC, cut_BC)
+        return self.join((self.weigh(loss_BC, weights_BC), *(ops.stop_gradient(x_BC) for x_BC in said)))

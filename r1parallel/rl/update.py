@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from r1parallel.rl.experience import Experience
-from r1parallel.rl.losses import sequence_mean_weights
+from r1parallel.rl.losses import TokenValues, sequence_mean_weights, token_values
 from r1parallel.training.step import TrainStep
 
 
@@ -42,54 +42,53 @@ def run_update(
     step: TrainStep,
     experience: Experience,
     rows: np.ndarray,
-    micro_rows: int,
     beta: float,
     lr: float,
     where: str,
     statistics: TokenStatistics,
     first_pass: bool,
 ) -> None:
-    """One update on `rows` of the experience, `micro_rows` at a time; adds to `statistics`.
+    """One update on `rows` of the experience; adds to `statistics`.
 
     Raises:
         UserError: loss or gradient is not finite; names the step and the prompts.
     """
-    kept, lengths = experience.kept[rows], experience.lengths[rows]
-    weights = sequence_mean_weights(lengths, kept, experience.rollout_logps.shape[1])
-    loss, kl_loss, is_first = 0.0, 0.0, not statistics.losses
-    for first in range(0, len(rows), micro_rows):
-        part = rows[first : first + micro_rows]
-        part_weights = weights[first : first + micro_rows]
-        part_loss, logps, ratio, kl, clipped = step.accumulate(
-            experience.tokens[part],
-            experience.starts[part],
-            experience.old_logps[part],
-            experience.ref_logps[part],
-            experience.advantages[part, None],
-            part_weights,
+    weights = sequence_mean_weights(experience.lengths[rows], experience.kept[rows], experience.rollout_logps.shape[1])
+    values = token_values(
+        step.accumulate(
+            experience.tokens[rows],
+            experience.starts[rows],
+            experience.old_logps[rows],
+            experience.ref_logps[rows],
+            experience.advantages[rows, None],
+            weights,
         )
-        loss += float(part_loss)
-        kl_loss += beta * float((kl * part_weights).sum(dtype=np.float64))
-        counted = part_weights > 0
-        statistics.tokens += counted.sum()
-        statistics.ratio += ratio[counted].sum(dtype=np.float64)
-        statistics.kl += kl[counted].sum(dtype=np.float64)
-        statistics.clipped += clipped[counted].sum(dtype=np.float64)
-        if is_first and counted.any():
-            deviation = float(np.abs(ratio[counted] - 1.0).max())
-            statistics.first_ratio_deviation = max(statistics.first_ratio_deviation, deviation)
-            statistics.first_clipped += float(clipped[counted].sum())
-            statistics.first_tokens += float(counted.sum())
-        if first_pass and counted.any():
-            # The first update has moved the policy; `old_logps` are the training graph's own from before it.
-            before = logps if is_first else experience.old_logps[part]
-            gap = np.abs(before - experience.rollout_logps[part])[counted]
-            statistics.gap += gap.sum(dtype=np.float64)
-            statistics.gap_tokens += counted.sum()
-            statistics.gap_max = max(statistics.gap_max, float(gap.max()))
+    )
+    loss = float(values.loss.sum(dtype=np.float64))
+    kl_loss = beta * float((values.kl * weights).sum(dtype=np.float64))
+    _add(statistics, values, weights > 0)
+    if first_pass and (weights > 0).any():
+        # The first update has moved the policy; `old_logps` are the training graph's own from before it.
+        before = experience.old_logps[rows] if statistics.losses else values.logps
+        gap = np.abs(before - experience.rollout_logps[rows])[weights > 0]
+        statistics.gap += gap.sum(dtype=np.float64)
+        statistics.gap_tokens += gap.size
+        statistics.gap_max = max(statistics.gap_max, float(gap.max()))
     prompts = ", ".join(str(row) for row in np.unique(experience.prompt_rows[rows])[:8])
     norm = step.apply(lr, loss, f"{where}, data set rows {prompts}")
     statistics.losses.append(loss)
     statistics.kl_losses.append(kl_loss)
     statistics.norms.append(norm)
     statistics.lrs.append(lr)
+
+
+def _add(statistics: TokenStatistics, values: TokenValues, counted: np.ndarray) -> None:
+    """The sums over the tokens of one update that count, bool [N, C]."""
+    statistics.tokens += counted.sum()
+    statistics.ratio += values.ratio[counted].sum(dtype=np.float64)
+    statistics.kl += values.kl[counted].sum(dtype=np.float64)
+    statistics.clipped += values.clipped[counted].sum(dtype=np.float64)
+    if not statistics.losses and counted.any():
+        statistics.first_ratio_deviation = float(np.abs(values.ratio[counted] - 1.0).max())
+        statistics.first_clipped = float(values.clipped[counted].sum())
+        statistics.first_tokens = float(counted.sum())

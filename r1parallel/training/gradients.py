@@ -1,12 +1,16 @@
-"""Gradients of one update, added up over its micro-batches."""
+"""Gradients of one update, added up over its micro-batches.
+
+Shape letters: B rows of a micro-batch, N rows of an update, K numbers that a loss says of each row.
+"""
 
 from typing import Any
 
 import mindspore as ms
 from mindspore import ParameterTuple, Tensor, nn, ops
-from mindspore.parallel.nn import Pipeline
+from mindspore.parallel.nn import MicroBatchInterleaved, Pipeline
 
 _add_up = ops.MultitypeFuncGraph("add_up")
+_clear = ops.MultitypeFuncGraph("clear")
 
 
 @_add_up.register("Tensor", "Tensor")
@@ -14,12 +18,18 @@ def _add(total: Any, gradient: Any) -> Any:
     return ops.assign_add(total, gradient)
 
 
+@_clear.register("Tensor", "Tensor")
+def _set_zero(total: Any, gradient: Any) -> Any:
+    total = ops.depend(total, gradient)
+    return ops.assign(total, ops.zeros_like(total))
+
+
 class Gradients(nn.Cell):
     """Forward and backward of one micro-batch; its gradients are added to `sums`.
 
     Args:
-        loss: inputs → rows_BK, of which column 0 is each row's share of the loss and nothing else has a gradient. What a
-            token counts for already holds every denominator, so adding up micro-batches gives the loss of the batch.
+        loss: inputs → rows_BK; the sum of all its elements that have a gradient is the loss. What a token counts for
+            already holds every denominator, so adding up micro-batches gives the loss of the update.
         parameters: what is trained.
         sums: one zero-initialised Parameter each.
     """
@@ -35,32 +45,49 @@ class Gradients(nn.Cell):
         return ops.depend(rows_BK, self.each(_add_up, self.sums, gradients))
 
 
-_clear = ops.MultitypeFuncGraph("clear")
+class Placed(nn.Cell):
+    """A loss whose micro-batches may be added up: each row of what it gives stands at its place among N rows."""
 
+    def __init__(self, loss: nn.Cell):
+        super().__init__(auto_prefix=False)
+        self.loss, self.place = loss, ops.MatMul(transpose_a=True)
 
-@_clear.register("Tensor", "Tensor")
-def _set_zero(total: Any, gradient: Any) -> Any:
-    return ops.assign(total, ops.zeros_like(ops.depend(total, gradient)))
+    def construct(self, place_BN: Tensor, *inputs: Tensor) -> Tensor:
+        """place_BN has a 1 in each row, at the row's place."""
+        return self.place(place_BN, self.loss(*inputs))
 
 
 class PipelineGradients(nn.Cell):
-    """Forward and backward of all micro-batches of an update, in MindSpore's pipeline schedule."""
+    """Forward and backward of all micro-batches of an update, in MindSpore's pipeline schedule (1F1B).
 
-    def __init__(self, loss: nn.Cell, parameters: ParameterTuple, sums: ParameterTuple, micro: int, opt_shard: bool):
+    Args:
+        loss: a `Placed` loss.
+        parameters: what is trained.
+        sums: one zero-initialised Parameter each.
+        micro_batch_num: micro-batches of an update, which are cut from the rows of its inputs.
+        opt_shard: the optimizer's state is split over dp.
+    """
+
+    def __init__(
+        self, loss: nn.Cell, parameters: ParameterTuple, sums: ParameterTuple, micro_batch_num: int, opt_shard: bool
+    ):
         super().__init__(auto_prefix=False)
-        self.network = Pipeline(loss, micro, stage_config=None)
+        self.network = Pipeline(loss, micro_batch_num)
         self.parameters, self.sums = parameters, sums
         self.accu_grads = parameters.clone("accu_grads", "zeros")  # the compiler looks for this very name
         self.gradient = ops.GradOperation(get_by_list=True)
         self.each, self.opt_shard = ops.HyperMap(), opt_shard
 
     def construct(self, *inputs: Tensor) -> Tensor:
-        rows = self.network(*inputs)
+        rows_NK = self.network(*inputs)
         gradients = self.gradient(self.network, self.parameters)(*inputs)
         accumulated = ops.depend(self.accu_grads, gradients)
-        if self.opt_shard:
-            done = self.each(_add_up, self.sums, gradients)
-        else:
-            done = self.each(_add_up, self.sums, accumulated)
-        rows = ops.depend(rows, done)
-        return ops.depend(rows, self.each(_clear, accumulated, gradients))
+        # With split optimizer state the accumulated gradients were scattered once more, into `gradients`.
+        added = self.each(_add_up, self.sums, gradients if self.opt_shard else accumulated)
+        rows_NK = ops.depend(rows_NK, added)
+        return ops.depend(rows_NK, self.each(_clear, accumulated, gradients))
+
+
+def interleaved(loss: nn.Cell, parts: int) -> nn.Cell:
+    """A `Placed` loss in `parts` parts of a micro-batch, whose communication and computation may overlap."""
+    return loss if parts == 1 else MicroBatchInterleaved(loss, parts)

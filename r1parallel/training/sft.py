@@ -11,21 +11,29 @@ from r1parallel.checkpoint.export import save_model_merged
 from r1parallel.checkpoint.load import open_model
 from r1parallel.checkpoint.shards import Shards
 from r1parallel.config import RunConfig
+from r1parallel.config.layouts import check_sequence_parallel
 from r1parallel.config.load import SFT_SECTIONS
 from r1parallel.config.model import ModelConfig
 from r1parallel.data.batches import RowOrder, right_aligned
 from r1parallel.data.mindrecord import Rows
 from r1parallel.errors import UserError
 from r1parallel.models.logps import CompletionLogps
-from r1parallel.models.parameters import load_slices, load_state, parameter_values, random_source, state_values
+from r1parallel.models.parameters import (
+    load_slices,
+    load_state,
+    parameter_values,
+    random_source,
+    share_parameters,
+    state_values,
+)
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
 from r1parallel.monitor.phases import PhaseTimer
 from r1parallel.monitor.report import write_report
 from r1parallel.parallel.device import setup_device
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.mesh import Mesh
-from r1parallel.parallel.parallelize import parallelize
+from r1parallel.parallel.model_layout import model_layout
+from r1parallel.parallel.waiting import waiting
 from r1parallel.parallel.world import World
+from r1parallel.training.forward import compiled_logps
 from r1parallel.training.inputs import fingerprint, load_inputs, load_rows
 from r1parallel.training.run_folder import RunFolder, check_steps_left
 from r1parallel.training.schedule import learning_rate
@@ -38,45 +46,57 @@ class SFTLoss(nn.Cell):
     def __init__(self, logps: CompletionLogps):
         super().__init__(auto_prefix=False)
         self.logps = logps
-        self.mul, self.sum, self.negate = ops.Mul(), ops.ReduceSum(keep_dims=True), ops.Neg()
+        self.mul, self.negate = ops.Mul(), ops.Neg()
 
     def construct(self, tokens_BS: Tensor, starts_B: Tensor, weights_BC: Tensor) -> Tensor:
-        """Each row's share of the loss, [B, 1]."""
-        return self.negate(self.sum(self.mul(self.logps(tokens_BS, starts_B), weights_BC), 1))
+        """Each token's share of the loss, [B, C]."""
+        return self.negate(self.mul(self.logps(tokens_BS, starts_B), weights_BC))
 
 
 class SFTTrainer:
-    """Model, optimizer and data of one SFT run.
+    """Model, optimizer and data of one SFT run. Every rank makes one and calls the same methods.
 
     Args:
         config: checked.
         model_config: sizes.
         rows: what to learn.
         held_out: what to measure on; None: nothing.
+        world: which rank this is.
     """
 
-    def __init__(self, config: RunConfig, model_config: ModelConfig, rows: Rows, held_out: Rows | None):
+    def __init__(self, config: RunConfig, model_config: ModelConfig, rows: Rows, held_out: Rows | None, world: World):
         settings, actor = config.sft_config, config.actor_config
-        self.config, self.rows, self.held_out = config, rows, held_out
-        self.micro_rows = settings.batch_size
-        self.update_rows = settings.batch_size * actor.parallel_config.micro_batch_num
+        parallel = actor.parallel_config
+        self.config, self.rows, self.held_out, self.world = config, rows, held_out, world
+        self.layout = model_layout(config, model_config, "actor", world.size)
+        micro_rows = settings.batch_size * parallel.data_parallel
+        self.update_rows = micro_rows * parallel.micro_batch_num
+        self.order = RowOrder(len(rows.prompt_ids), self.update_rows, settings.seed)
+        self.total = settings.max_steps or settings.epochs * self.order.steps_per_epoch
         every = [rows] if held_out is None else [rows, held_out]
         self.prompt_length = max(int(r.prompt_lengths.max()) for r in every)
         self.answer_length = max(int(r.answer_lengths.max()) for r in every)
         slots = self.prompt_length + self.answer_length
-        if slots > model_config.max_position_embeddings:
-            raise UserError(
-                f"rows need {slots} positions, the model has {model_config.max_position_embeddings}; "
-                "prepare the data with a smaller --seq_length"
-            )
+        _check_slots(slots, model_config)
+        check_sequence_parallel(parallel, settings.batch_size, slots)
         self.model = Qwen2ForCausalLM(model_config, slots)
-        parallelize(self.model, Mesh(dp=1, pp=1, tp=1))
-        loss = SFTLoss(CompletionLogps(self.model, self.micro_rows, self.prompt_length, self.answer_length))
-        self.step = TrainStep(loss, self.model.trainable_params(), actor.optimizer)
-        self.order = RowOrder(len(rows.prompt_ids), self.update_rows, settings.seed)
-        self.total = settings.max_steps or settings.epochs * self.order.steps_per_epoch
-        self._eval_logps = CompletionLogps(self.model, settings.eval_batch_size, self.prompt_length, self.answer_length)
-        self._eval_logps.set_train(False)
+        graph_rows, split = micro_rows // parallel.micro_batch_interleave_num, parallel.model_parallel > 1
+        loss = SFTLoss(CompletionLogps(self.model, graph_rows, self.prompt_length, self.answer_length, split))
+        examples = self.batch(rows, np.zeros(self.update_rows, np.int64))
+        self.step = TrainStep(loss, self.model.trainable_params(), self.layout, world, actor, examples)
+        self._eval_rows = settings.eval_batch_size * parallel.data_parallel
+        if held_out is not None:
+            twin = Qwen2ForCausalLM(model_config, slots)
+            share_parameters(self.model, twin)
+            self._eval_logps = compiled_logps(
+                twin,
+                self._eval_rows,
+                self.prompt_length,
+                self.answer_length,
+                self.layout,
+                world,
+                parallel.use_seq_parallel,
+            )
 
     def batch(self, rows: Rows, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Tokens int32 [N, S], starts int32 [N], mask float32 [N, C] (1 on answer tokens)."""
@@ -93,10 +113,7 @@ class SFTTrainer:
         indices = self.order.indices(number)
         tokens, starts, mask = self.batch(self.rows, indices)
         weights = (mask / mask.sum(dtype=np.float64)).astype(np.float32)
-        loss = 0.0
-        for first in range(0, self.update_rows, self.micro_rows):
-            part = slice(first, first + self.micro_rows)
-            loss += float(self.step.accumulate(tokens[part], starts[part], weights[part])[0])
+        loss = float(self.step.accumulate(tokens, starts, weights).sum(dtype=np.float64))
         lr = learning_rate(self.config.actor_config.lr_schedule, number)
         named = ", ".join(str(i) for i in indices[:8])
         norm = self.step.apply(lr, loss, f"update {number + 1}, data set rows {named}")
@@ -105,14 +122,15 @@ class SFTTrainer:
     def evaluate(self) -> dict[str, float]:
         """Mean loss and mean probability of the answer tokens of the held-out rows."""
         assert self.held_out is not None
-        size, count = self.config.sft_config.eval_batch_size, len(self.held_out.prompt_ids)
+        size, count = self._eval_rows, len(self.held_out.prompt_ids)
         total, likely, tokens_seen = 0.0, 0.0, 0.0
         for first in range(0, count, size):
             # The last batch is filled up with its first row, which then counts once.
             indices = np.array([first + i if first + i < count else first for i in range(size)])
             tokens, starts, mask = self.batch(self.held_out, indices)
             mask[count - first :] = 0.0
-            logps = self._eval_logps(Tensor(tokens), Tensor(starts)).asnumpy()
+            with waiting("evaluation"):
+                logps = self._eval_logps(Tensor(tokens), Tensor(starts)).asnumpy()
             total -= float((logps * mask).sum(dtype=np.float64))
             likely += float((np.exp(logps) * mask).sum(dtype=np.float64))
             tokens_seen += float(mask.sum())
@@ -128,9 +146,9 @@ def run_sft(config: RunConfig) -> Path:
     _check_answers(settings.dataset_file, rows)
     if held_out is not None:
         _check_answers(settings.eval_dataset_file, held_out)
-    world, layout = setup_device(config.context), ModelLayout(model_config, Mesh())
+    world = setup_device(config.context)
     ms.set_seed(settings.seed)
-    trainer = SFTTrainer(config, model_config, rows, held_out)
+    trainer = SFTTrainer(config, model_config, rows, held_out, world)
     board = (
         Path(settings.tensorboard_dir or Path(settings.output_dir) / "tensorboard") if settings.tensorboard else None
     )
@@ -138,23 +156,30 @@ def run_sft(config: RunConfig) -> Path:
     resume = settings.resume_training
     folder = RunFolder(config, SFT_SECTIONS, settings.output_dir, actor.save, board, resume, identity, world)
     if folder.sources:
-        load_slices(trainer.model, folder.sources["actor"], layout, world.rank)
-        load_state(trainer.step.optimizer.state(), folder.sources["optimizer"], layout, world.rank)
+        load_slices(trainer.model, folder.sources["actor"], trainer.layout, world.rank)
+        load_state(trainer.step.optimizer.state(), folder.sources["optimizer"], trainer.layout, world.rank)
         trainer.step.updates = folder.state["updates"]
-    elif actor.load:
-        load_slices(trainer.model, open_model(actor.load, model_config), layout, world.rank)
     else:
-        load_slices(trainer.model, random_source(model_config, settings.seed), layout, world.rank)
+        source = open_model(actor.load, model_config) if actor.load else random_source(model_config, settings.seed)
+        load_slices(trainer.model, source, trainer.layout, world.rank)
     check_steps_left(folder.step, trainer.total, "sft_config.max_steps or sft_config.epochs")
     folder.open()
-    _train(config, trainer, folder, layout, world)
-    shards = Shards(layout, parameter_values(trainer.model, layout, world.rank))
+    _train(config, trainer, folder)
+    shards = Shards(trainer.layout, parameter_values(trainer.model, trainer.layout, world.rank))
     stop_ids = inputs.tokenizer.stop_ids
     model_dir = save_model_merged(folder.path / "model", shards, settings.tokenizer_dir, stop_ids, world)
     folder.close()
-    if config.monitor_config.report:
+    if config.monitor_config.report and world.is_leader:
         write_report(folder.path, "Supervised fine-tuning")
     return model_dir
+
+
+def _check_slots(slots: int, model_config: ModelConfig) -> None:
+    if slots > model_config.max_position_embeddings:
+        raise UserError(
+            f"rows need {slots} positions, the model has {model_config.max_position_embeddings}; "
+            "prepare the data with a smaller --seq_length"
+        )
 
 
 def _check_answers(file: str, rows: Rows) -> None:
@@ -163,14 +188,15 @@ def _check_answers(file: str, rows: Rows) -> None:
         raise UserError(f"{file}: {empty} rows have no answer to learn; prepare it without --prompts_only")
 
 
-def _train(config: RunConfig, trainer: SFTTrainer, folder: RunFolder, layout: ModelLayout, world: World) -> None:
+def _train(config: RunConfig, trainer: SFTTrainer, folder: RunFolder) -> None:
     settings, timer = config.sft_config, PhaseTimer()
+    layout, world = trainer.layout, trainer.world
     bar = tqdm(
         total=trainer.total,
         initial=folder.step,
         desc="sft",
         unit="update",
-        disable=None if config.monitor_config.progress_bar else True,
+        disable=None if config.monitor_config.progress_bar and trainer.world.is_leader else True,
     )
     for number in range(folder.step, trainer.total):
         step, last = number + 1, number + 1 == trainer.total

@@ -1,63 +1,89 @@
-"""One optimizer update: gradients of micro-batches are added up, judged, then applied."""
+"""One optimizer update: gradients of micro-batches are added up, judged, then applied; on one rank or on many."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import mindspore as ms
 import numpy as np
-from mindspore import ParameterTuple, Tensor, nn, ops
+from mindspore import ParameterTuple, Tensor, nn
 
-from r1parallel.config.schema import OptimizerConfig
+from r1parallel.config.schema import ActorConfig, OptimizerConfig
 from r1parallel.errors import UserError
-from r1parallel.training.optimizer import AdamW, GradientNorm, scalar
-
-
-class Accumulate(nn.Cell):
-    """Forward and backward of one micro-batch; its gradients are added to `sums`.
-
-    Args:
-        loss: a cell that returns (loss, extra, …); only the first is differentiated. A loss is a sum over tokens whose
-            weights already hold every denominator, so adding micro-batches up gives the loss of the whole batch.
-        parameters: what is trained.
-        sums: one zero-initialised Parameter each.
-    """
-
-    def __init__(self, loss: nn.Cell, parameters: ParameterTuple, sums: ParameterTuple):
-        super().__init__(auto_prefix=False)
-        self.loss, self.sums = loss, sums
-        self.gradient = ms.value_and_grad(loss, None, parameters, has_aux=True)
-        self.count = len(parameters)
-        self.add = ops.AssignAdd()
-
-    def construct(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        values, gradients = self.gradient(*inputs)
-        for i in range(self.count):
-            self.add(self.sums[i], gradients[i])
-        return values
+from r1parallel.parallel.collectives import all_gather, all_reduce
+from r1parallel.parallel.layout import ModelLayout
+from r1parallel.parallel.program import on_mesh
+from r1parallel.parallel.waiting import waiting
+from r1parallel.parallel.world import World
+from r1parallel.training.gradients import Gradients, PipelineGradients, Placed, interleaved
+from r1parallel.training.optimizer import SquaredNorms, make_optimizer, scalar
 
 
 class TrainStep:
-    """Owns the gradient sums and the optimizer of one model.
+    """Owns the gradient sums and the optimizer of one model. Every rank makes one and calls the same methods.
 
     Args:
-        loss: see `Accumulate`.
-        parameters: what is trained.
-        config: optimizer settings.
+        loss: see `Gradients`; for the rows of one micro-batch, of all dp ranks together.
+        parameters: what is trained; cut to this rank's slices by the compilation, so values are loaded afterwards.
+        layout: of the model.
+        world: which rank this is.
+        config: optimizer, recomputation, micro-batches.
+        examples: inputs of `loss` for one whole update, [N, …] each; only their shapes and types matter.
     """
 
-    def __init__(self, loss: nn.Cell, parameters: Sequence[ms.Parameter], config: OptimizerConfig):
+    def __init__(
+        self,
+        loss: nn.Cell,
+        parameters: Sequence[ms.Parameter],
+        layout: ModelLayout,
+        world: World,
+        config: ActorConfig,
+        examples: Sequence[np.ndarray],
+    ):
+        parallel = config.parallel_config
         trained = ParameterTuple(list(parameters))
         sums = trained.clone("gradient_sum", "zeros")
-        self.config = config
-        self.updates = 0  # applied so far
-        self.optimizer = AdamW(trained, sums, config)
-        self._accumulate = Accumulate(loss, trained, sums)
-        self._accumulate.set_train()
-        self._norm = GradientNorm(sums)
+        self._layout, self._world = layout, world
+        self._count, self._calls = len(examples[0]), parallel.micro_batch_num
+        parts = parallel.micro_batch_interleave_num
+        self._placed = layout.mesh.pp > 1 or parts > 1
+        if self._placed:
+            loss = interleaved(Placed(loss), parts)
+        if layout.mesh.pp > 1:
+            cell: nn.Cell = PipelineGradients(loss, trained, sums, parallel.micro_batch_num, layout.opt_shard)
+            self._calls = 1
+        else:
+            cell = Gradients(loss, trained, sums)
+        cell.set_train()
+        self._gradients = on_mesh(cell, layout, world, parallel.use_seq_parallel, config.recompute_config)
+        with waiting("compilation of the training graph"):
+            self._gradients.compile(*next(self._micro_batches(examples)))
+        held = [(p, g) for p, g in zip(trained, sums, strict=True) if layout.slices(p.name, world.rank) is not None]
+        for parameter, _ in held:
+            assert tuple(parameter.shape) == layout.local_shape(parameter.name, world.rank), parameter.name
+        self._trained, self._sums = [p for p, _ in held], [g for _, g in held]
+        self._copies = np.array([layout.copies(parameter.name) for parameter in self._trained])
+        self._squares = SquaredNorms(ParameterTuple(self._sums))
+        self.start_optimizer(config.optimizer)
 
-    def accumulate(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Add one micro-batch's gradients; returns the loss and the extras of the loss cell."""
-        return tuple(value.asnumpy() for value in self._accumulate(*(Tensor(x) for x in inputs)))
+    def start_optimizer(self, config: OptimizerConfig) -> None:
+        """An optimizer with fresh state."""
+        self.config, self.updates = config, 0  # updates applied so far
+        self.optimizer = make_optimizer(self._trained, self._sums, config)
+
+    def accumulate(self, *inputs: np.ndarray) -> np.ndarray:
+        """Add up the gradients of one update.
+
+        Args:
+            inputs: of the loss, the same on every rank: [N, …] each.
+
+        Returns:
+            What the loss says of each row, [N, K]; the same on every rank.
+        """
+        with waiting("gradients"):
+            rows_NK = np.concatenate([self._gradients(*part).asnumpy() for part in self._micro_batches(inputs)])
+        if self._layout.mesh.pp == 1:
+            return rows_NK
+        return all_gather(self._world, rows_NK, "what the last stage says of each row")[-1]
 
     def apply(self, lr: float, loss: float, where: str) -> float:
         """Update the parameters with what was added up; returns the gradient norm before clipping.
@@ -70,7 +96,7 @@ class TrainStep:
         Raises:
             UserError: loss or gradient norm is not finite; the parameters are left as they were.
         """
-        norm = float(self._norm().asnumpy()[0])
+        norm = self._norm()
         for name, value in (("loss", loss), ("gradient norm", norm)):
             if not math.isfinite(value):
                 raise UserError(
@@ -84,14 +110,14 @@ class TrainStep:
         self.optimizer(scalar(scale), scalar(lr), scalar(beta1_power), scalar(beta2_power), scalar(eps))
         return norm
 
-    def state(self) -> dict[str, np.ndarray]:
-        """Copies of the optimizer's moments."""
-        return {name: p.asnumpy().copy() for name, p in self.optimizer.state().items()}
+    def _micro_batches(self, inputs: Sequence[np.ndarray]) -> Iterator[tuple[Tensor, ...]]:
+        """Inputs of each call of the graph."""
+        rows = self._count // self._calls
+        place = (Tensor(np.eye(rows, dtype=np.float32)),) if self._placed else ()
+        for first in range(0, self._count, rows):
+            yield (*place, *(Tensor(np.ascontiguousarray(x[first : first + rows])) for x in inputs))
 
-    def load_state(self, values: dict[str, np.ndarray], updates: int) -> None:
-        """Go on from `state()` after `updates` updates."""
-        moments = self.optimizer.state()
-        assert set(values) == set(moments), sorted(set(values) ^ set(moments))[:3]
-        for name, parameter in moments.items():
-            parameter.set_data(Tensor(np.ascontiguousarray(values[name])))
-        self.updates = updates
+    def _norm(self) -> float:
+        """L2 norm of the whole gradient; what several ranks hold a copy of counts once."""
+        squares = self._squares().asnumpy().astype(np.float64) / self._copies
+        return math.sqrt(float(all_reduce(self._world, squares.sum(), "gradient norm")))

@@ -75,7 +75,6 @@ def double(tensors):
     ("mesh", "rank", "change", "message"),
     [
         (Mesh(dp=2), 1, double, "embedding_weight differs from its copy in .*rank_0"),
-        (Mesh(pp=2), 1, double, "embedding_weight differs from its copy in .*rank_0"),
         (Mesh(tp=2), 1, lambda t: t.pop(EMBEDDING), "embedding_weight is missing"),
         (Mesh(tp=2), 1, lambda t: t.update(more=np.ones(1, np.float32)), "more is not in the strategy for this rank"),
         (Mesh(tp=2), 1, lambda t: t.update({EMBEDDING: t[EMBEDDING][1:]}), "does not fit rank 0"),

@@ -65,19 +65,19 @@ def test_optimizer_parallel_leaves_alone_what_it_cannot_cut():
 
 def test_stages():
     layout = ModelLayout(TIED, Mesh(pp=3))
-    assert [param.stages for name, param in layout.parameters.items() if "ffn_norm" in name] == [
-        (0,),
-        (0,),
-        (1,),
-        (1,),
-        (2,),
-    ]
-    assert layout.parameters["model.tok_embeddings.embedding_weight"].stages == (0, 2)
-    assert layout.parameters["model.norm_out.weight"].stages == (2,)
-    assert ModelLayout(TIED, Mesh()).parameters["model.tok_embeddings.embedding_weight"].stages == (0,)
+    assert [param.stage for name, param in layout.parameters.items() if "ffn_norm" in name] == [0, 0, 1, 1, 2]
+    assert layout.parameters["model.norm_out.weight"].stage == 2
     custom = ModelLayout(CONFIG, Mesh(pp=2), stage_layers=(1, 4))
-    assert custom.parameters["model.layers.1.ffn_norm.weight"].stages == (1,)
+    assert custom.parameters["model.layers.1.ffn_norm.weight"].stage == 1
     assert even_stages(7, 3) == (3, 2, 2)
+
+
+def test_a_tied_embedding_over_stages_is_whole_on_the_first():
+    name = "model.tok_embeddings.embedding_weight"
+    layout = ModelLayout(TIED, Mesh(dp=2, pp=2, tp=2), opt_shard=True)
+    assert [layout.local_shape(name, rank) for rank in range(8)] == [(24, 32)] * 4 + [None] * 4
+    assert layout.copies(name) == 2
+    assert ModelLayout(TIED, Mesh(dp=2, tp=2), opt_shard=True).local_shape(name, 0) == (12, 32)
 
 
 @settings(deadline=None)

@@ -1,0 +1,33 @@
+"""Rewards of all completions, computed by rank 0 alone: a time limit may strike on one rank and not on another."""
+
+
+import numpy as np
+
+from r1parallel.config.schema import RewardConfig
+from r1parallel.parallel.collectives import broadcast
+from r1parallel.parallel.world import World
+from r1parallel.rewards import Scores, score
+
+
+def score_on_leader(
+    config: RewardConfig,
+    prompts: list[str],
+    completions: list[str],
+    solutions: list[str],
+    world: World,
+) -> Scores:
+    """Scores of N completions, the same on every rank; see `rewards.score`.
+
+    Raises:
+        UserError: on rank 0, a reward raised.
+    """
+    names, count = config.verifier_function, len(prompts)
+    table = np.zeros((len(names) + 3, count))  # total, skipped, timeouts, then the parts
+    if world.is_leader:
+        scores = score(names, config.verifier_weight, prompts, completions, solutions, config.time_limit)
+        table[0], table[1], table[2] = scores.total, scores.skipped, scores.timeouts
+        for row, name in enumerate(names):
+            table[3 + row] = scores.parts[name]
+    table = broadcast(world, table, "rewards")
+    parts = {name: table[3 + row] for row, name in enumerate(names)}
+    return Scores(table[0], parts, table[1].astype(bool), int(table[2, 0]))

@@ -1,0 +1,34 @@
+"""One rank: train every named case, tied and untied, with every optimizer; write losses and this rank's slices."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from layout_cases import CASES, OPTIMIZERS, make_step, model_config, start_values, train
+
+from r1parallel.config.schema import ContextConfig
+from r1parallel.parallel.worker import run_worker
+
+
+def main(argv: Sequence[str]) -> None:
+    from r1parallel.checkpoint.load import ArraySource
+    from r1parallel.models.parameters import load_slices, parameter_values
+    from r1parallel.parallel.device import setup_device
+
+    folder, names = Path(argv[0]), argv[1:]
+    world = setup_device(ContextConfig(wait_limit=300.0))
+    for name in names:
+        for tied in (False, True):
+            model, layout, step = make_step(CASES[name], tied, world)
+            source = ArraySource(start_values(model_config(tied)), "start values")
+            for kind in OPTIMIZERS:
+                load_slices(model, source, layout, world.rank)
+                losses = train(step, kind)
+                values = parameter_values(model, layout, world.rank)
+                np.savez(folder / f"{name}-{tied}-{kind}-{world.rank}.npz", losses=np.array(losses), **values)
+        print(f"done {name}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    run_worker(main)

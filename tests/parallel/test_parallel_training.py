@@ -1,0 +1,78 @@
+"""Every layout trains as one process does: losses and every merged parameter, after three updates."""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from layout_cases import CASES, OPTIMIZERS, Case, make_step, model_config, start_values, train
+from msrun import run_workers
+
+from r1parallel.models.parameters import load_parameters, parameter_values
+from r1parallel.parallel.world import World
+
+WORKER = Path(__file__).with_name("layout_worker.py")
+LIMIT_S = 900
+
+
+@cache
+def one_process(tied: bool, kind: str) -> tuple[list[float], dict[str, np.ndarray]]:
+    """Losses and final parameters of the plain program."""
+    model, _, step = make_step(Case("one"), tied, World())
+    load_parameters(model, start_values(model_config(tied)), "start values")
+    return train(step, kind), parameter_values(model)
+
+
+@pytest.fixture(scope="module", params=[2, 4, 8])
+def job(request, tmp_path_factory) -> tuple[list[Case], Path]:
+    """The cases of one number of ranks, all trained in one launch, and the folder of the results."""
+    cases = [case for case in CASES.values() if case.world_size == request.param]
+    folder = tmp_path_factory.mktemp(f"ranks{request.param}")
+    done = run_workers(WORKER, [str(folder), *(case.name for case in cases)], request.param, folder / "job", LIMIT_S)
+    assert done.returncode == 0, done.output[-2000:] + "".join(done.log(r)[-500:] for r in range(request.param))
+    return cases, folder
+
+
+def merged(case: Case, tied: bool, kind: str, folder: Path) -> tuple[list[float], dict[str, np.ndarray]]:
+    """Losses of rank 0, and full parameters put together from the slices of all ranks."""
+    config = model_config(tied)
+    layout = case.layout(config)
+    full = {name: np.full(shape, np.nan, np.float32) for name, shape in config.parameter_shapes().items()}
+    for rank in range(case.world_size):
+        with np.load(folder / f"{case.name}-{tied}-{kind}-{rank}.npz") as saved:
+            losses = saved["losses"]
+            assert set(saved) - {"losses"} == set(layout.stages[rank // layout.stage_size])
+            for name in set(saved) - {"losses"}:
+                part = full[name][layout.slices(name, rank)]
+                assert part.shape == saved[name].shape, (rank, name)
+                assert np.isnan(part).all() or np.array_equal(part, saved[name]), f"rank {rank} differs in {name}"
+                part[...] = saved[name]
+    return losses.tolist(), full
+
+
+@pytest.mark.usefixtures("mindspore_cpu")
+def test_training_equals_one_process(job):
+    cases, folder = job
+    worst = {}
+    for case in cases:
+        for tied in (False, True):
+            for kind, limit in OPTIMIZERS.items():
+                losses, values = merged(case, tied, kind, folder)
+                expected_losses, expected = one_process(tied, kind)
+                errors = {name: float(np.abs(values[name] - expected[name]).max()) for name in expected}
+                errors["loss"] = float(np.abs(np.array(losses) - expected_losses).max())
+                name = max(errors, key=lambda name: errors[name] if errors[name] == errors[name] else np.inf)
+                worst[f"{case.name}, {'tied' if tied else 'untied'}, {kind}"] = (errors[name], limit, name)
+    print("\n".join(f"{case}: {error:.1e} in {name}" for case, (error, _, name) in worst.items()))
+    assert not {case: found for case, found in worst.items() if not found[0] <= found[1]}
+
+
+@pytest.mark.usefixtures("mindspore_cpu")
+def test_the_steps_change_every_parameter():
+    """Else the comparison would say nothing."""
+    for tied in (False, True):
+        start = start_values(model_config(tied))
+        for kind in OPTIMIZERS:
+            losses, values = one_process(tied, kind)
+            assert losses[0] != losses[-1]
+            assert min(float(np.abs(values[name] - start[name]).max()) for name in start) > 1e-4 / 2
