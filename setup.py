@@ -17,6 +17,7 @@ INSTALL_REQUIRES = [
     "matplotlib>=3.10,<3.12",
     "ml_dtypes>=0.5,<0.6",
     "protobuf>=5,<8",
+    "psutil>=7.2,<8",
     # mindformers 1.9.0 pins 19.0.0.
     "pyarrow>=18,<22",
     "pyyaml>=6,<7",

@@ -17,7 +17,13 @@ LAYERS = (
     {"training"},
     {"rl"},
 )
-SAME_LAYER = {("checkpoint", "models")}  # a checkpoint's config.json is written beside its weights
+SAME_LAYER = {
+    ("models", "checkpoint"),  # a model takes its slices from a checkpoint's source
+    ("parallel", "cpu_backend"),  # where the device is set up
+    ("cpu_backend", "parallel"),  # the self-test starts its processes as a run does
+}
+# Where a device is set up: a run's, and that of a dry run.
+DEVICE_SETUP = {"parallel/device.py", "rl/dry_compile.py"}
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 
@@ -38,6 +44,18 @@ def test_imports_go_downwards(file):
     own = file.relative_to(PACKAGE).parts[0]
     for other in set(imported(file)) - {own}:
         assert RANK[other] < RANK[own] or (own, other) in SAME_LAYER, f"{own} imports {other}"
+
+
+def test_the_cpu_backend_is_imported_only_where_a_device_is_set_up():
+    users = {str(file.relative_to(PACKAGE)) for file in PACKAGE.rglob("*.py") if "cpu_backend" in imported(file)}
+    assert {user for user in users if not user.startswith("cpu_backend/")} == DEVICE_SETUP
+
+
+def test_every_exception_is_used():
+    found = {
+        (file.relative_to(PACKAGE).parts[0], other) for file in PACKAGE.glob("*/**/*.py") for other in imported(file)
+    }
+    assert {(own, other) for own, other in found if own != other and RANK[own] == RANK[other]} == SAME_LAYER
 
 
 def test_every_package_has_a_layer():

@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     folder = write_model_strategies(layout, args.model, args.output_dir)
     print(f"wrote {layout.world_size} strategy files to {folder}")
     if args.check:
-        from r1parallel.parallel.dry_run import check_strategy
+        from r1parallel.rl.dry_run import check_strategy
 
         check_strategy(config, args.model, ranks or first_ranks(layout), args.output_dir)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
+from mindspore.parallel import Layout
 from tqdm import tqdm
 
 from r1parallel.config.model import ModelConfig
@@ -15,8 +16,14 @@ from r1parallel.errors import UserError
 from r1parallel.generation.noise import uniforms
 from r1parallel.generation.sampling import Sampler
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
+from r1parallel.parallel.layout import ModelLayout
 from r1parallel.parallel.mesh import Mesh
-from r1parallel.parallel.parallelize import parallelize
+from r1parallel.parallel.program import on_mesh
+from r1parallel.parallel.waiting import waiting
+from r1parallel.parallel.world import World
+
+_ONE_RANK, _ALONE = Mesh(), World()
+_MIN_PROMPT_SLOTS = 2  # a call with one query is a further token: it does not clear the cache
 
 
 @dataclass
@@ -66,16 +73,28 @@ class NextToken(nn.Cell):
         return self.sampler(self.model.logits(last_BH), uniform_B1, seen_BV, stop_bias_V)
 
 
+def _split_cache(model: Qwen2ForCausalLM, mesh: Mesh) -> None:
+    """Split writes to the cache over rows and heads. MindSpore has no rule for IndexAdd, so its layouts stand here."""
+    grid = Layout((mesh.dp, mesh.tp), ("dp", "tp"))
+    heads, whole = grid("dp", "tp", "None", "None"), grid("None")
+    for layer in model.model.layers:
+        write = layer.attention.write
+        write.add_prim_attr("self_define_shard", True)
+        write.shard((heads, whole, heads), (heads,))
+
+
 class RolloutEngine:
     """Batched sampling with a static cache: one graph for the prompts, one for every further token.
 
     Args:
         config: sizes of the model.
         sampling: how tokens are drawn; `max_tokens` is C.
-        rows: B, prompts generated together.
+        rows: prompts generated together on one dp rank; B is `rows` of all dp ranks.
         prompt_length: P, slots for the prompt.
         stop_ids: a completion ends with the first of these.
         pad_id: fills unused slots; may be a stop id, masks come from lengths.
+        mesh: dp and tp of the generator; pp is 1. All ranks are called with the same prompts at the same time.
+        world: which rank this is. With several ranks the graphs are compiled here, so that weights can be set after.
 
     Raises:
         UserError: P + C is more than the model's positions, or a stop or padding id is not the model's.
@@ -89,6 +108,8 @@ class RolloutEngine:
         prompt_length: int,
         stop_ids: Sequence[int],
         pad_id: int,
+        mesh: Mesh = _ONE_RANK,
+        world: World = _ALONE,
     ):
         slots = prompt_length + sampling.max_tokens
         if slots > config.max_position_embeddings:
@@ -100,14 +121,30 @@ class RolloutEngine:
             if not 0 <= token < config.vocab_size:
                 raise UserError(f"token id {token} (stop or padding) is outside the model's {config.vocab_size} ids")
         self.config, self.sampling = config, sampling
-        self.rows, self.prompt_length, self.max_tokens = rows, prompt_length, sampling.max_tokens
+        self.rows, self.prompt_length, self.max_tokens = rows * mesh.dp, prompt_length, sampling.max_tokens
         self.stop_ids, self.pad_id = np.array(sorted(stop_ids), np.int32), pad_id
-        self.model = Qwen2ForCausalLM(config, slots, cache_rows=rows)
-        parallelize(self.model, Mesh(dp=1, pp=1, tp=1))
-        self._next_token = NextToken(self.model, Sampler(sampling, config.vocab_size))
-        self._next_token.set_train(False)
-        self._prompt_slots = Tensor(np.arange(prompt_length, dtype=np.int32))
-        self._slots = [Tensor(np.array([prompt_length + t], np.int32)) for t in range(self.max_tokens)]
+        self.prompt_slots = max(prompt_length, _MIN_PROMPT_SLOTS)
+        self.model = Qwen2ForCausalLM(config, self.prompt_slots + self.max_tokens, cache_rows=self.rows)
+        self._prompt_slots = Tensor(np.arange(self.prompt_slots, dtype=np.int32))
+        self._slots = [Tensor(np.array([self.prompt_slots + t], np.int32)) for t in range(self.max_tokens)]
+        self._next_token = self._spread(mesh, world)
+        if world.size > 1:
+            self._compile()
+
+    def _spread(self, mesh: Mesh, world: World) -> nn.Cell:
+        program = NextToken(self.model, Sampler(self.sampling, self.config.vocab_size))
+        program.set_train(False)
+        if world.size > 1:
+            _split_cache(self.model, mesh)
+        return on_mesh(program, ModelLayout(self.config, mesh), world)
+
+    def _compile(self) -> None:
+        tokens = np.full((self.rows, self.prompt_slots), self.pad_id, np.int32)
+        starts = np.zeros(self.rows, np.int32)
+        rest = (Tensor(starts), Tensor(starts.astype(np.float32).reshape(-1, 1)), Tensor(self._seen(tokens, starts)))
+        with waiting("compilation of the rollout graphs"):
+            for inputs, slots in ((tokens, self._prompt_slots), (tokens[:, :1].copy(), self._slots[0])):
+                self._next_token.compile(Tensor(inputs), slots, *rest, self._stop_bias(0))
 
     def generate(
         self, prompts: Sequence[Sequence[int]], seed: int, samples: Sequence[int], progress: bool = False
@@ -157,7 +194,7 @@ class RolloutEngine:
         """Fill rows `first` … of `result`. A short last batch is filled up with copies of its first prompt."""
         real = min(self.rows, len(prompts) - first)
         chosen = [first + row if row < real else first for row in range(self.rows)]
-        tokens, starts = right_aligned([prompts[i] for i in chosen], self.prompt_length, self.pad_id)
+        tokens, starts = right_aligned([prompts[i] for i in chosen], self.prompt_slots, self.pad_id)
         noise = uniforms(seed, [samples[i] for i in chosen], self.max_tokens)
         seen = self._seen(tokens, starts)
         drawn = np.full((self.rows, self.max_tokens), self.pad_id, np.int32)

@@ -26,36 +26,36 @@ class Sampler(nn.Cell):
         self.top_p = config.top_p if config.top_p < 1.0 else 0.0
         self.holds_back = config.min_tokens > 0
         self.vocab_size = vocab_size
-        self.argmax = ops.Argmax(-1, ms.int32)
-        self.softmax, self.log_softmax = ops.Softmax(-1), ops.LogSoftmax(-1)
-        self.max, self.sum = ops.ReduceMax(keep_dims=True), ops.ReduceSum(keep_dims=True)
-        self.cumulative = ops.CumSum()
-        self.largest, self.sort = ops.TopK(sorted=True), ops.Sort(-1, descending=True)
-        self.select, self.cast, self.pick = ops.Select(), ops.Cast(), ops.GatherD()
-        self.less, self.less_equal, self.greater = ops.Less(), ops.LessEqual(), ops.Greater()
-        self.last = ops.StridedSlice()
+        self.divide, self.times, self.hold_back = ops.RealDiv(), ops.Mul(), ops.BiasAdd()
+        self.greater, self.greater_equal, self.select = ops.Greater(), ops.GreaterEqual(), ops.Select()
+        self.largest, self.sort, self.column = ops.TopK(sorted=True), ops.Sort(-1, True), ops.StridedSlice()
+        self.less, self.less_equal, self.fill = ops.Less(), ops.LessEqual(), ops.MaskedFill()
+        self.softmax, self.log_softmax, self.cumulative = ops.Softmax(-1), ops.LogSoftmax(-1), ops.CumSum()
+        self.sub, self.min, self.sum = ops.Sub(), ops.ReduceMin(keep_dims=True), ops.ReduceSum(keep_dims=True)
+        self.scale, self.at_most, self.cast = ops.Mul(), ops.Minimum(), ops.Cast()
+        self.argmax, self.reshape, self.pick = ops.Argmax(-1, ms.int32), ops.Reshape(), ops.GatherD()
 
     def adjusted(self, logits_BV: Tensor, seen_BV: Tensor, stop_bias_V: Tensor) -> Tensor:
         """Logits after penalty and held-back stop ids."""
         if self.penalty != 1.0:
-            punished = self.select(self.greater(logits_BV, 0.0), logits_BV / self.penalty, logits_BV * self.penalty)
-            logits_BV = self.select(self.greater(seen_BV, 0.0), punished, logits_BV)
-        return logits_BV + stop_bias_V if self.holds_back else logits_BV
+            divided_BV, multiplied_BV = self.divide(logits_BV, self.penalty), self.times(logits_BV, self.penalty)
+            punished_BV = self.select(self.greater(logits_BV, 0.0), divided_BV, multiplied_BV)
+            logits_BV = self.select(self.greater(seen_BV, 0.0), punished_BV, logits_BV)
+        return self.hold_back(logits_BV, stop_bias_V) if self.holds_back else logits_BV
 
     def truncated(self, logits_BV: Tensor) -> Tensor:
         """Logits with everything outside top_k and top_p set to never."""
-        never_BV = ops.zeros_like(logits_BV) + _NEVER
         if self.top_k:
             values_BK, _ = self.largest(logits_BV, self.top_k)
-            kth_B1 = self.last(values_BK, (0, self.top_k - 1), (logits_BV.shape[0], self.top_k), (1, 1))
-            logits_BV = self.select(self.less(logits_BV, kth_B1), never_BV, logits_BV)
+            kth_B1 = self.column(values_BK, (0, self.top_k - 1), (logits_BV.shape[0], self.top_k), (1, 1))
+            logits_BV = self.fill(logits_BV, self.less(logits_BV, kth_B1), _NEVER)
         if self.top_p:
             sorted_BV, _ = self.sort(logits_BV)
             weights_BV = self.softmax(sorted_BV)
-            before_BV = self.cumulative(weights_BV, -1) - weights_BV
-            kept_BV = self.less(before_BV, self.top_p)
-            smallest_B1 = -self.max(-self.select(kept_BV, sorted_BV, -never_BV), -1)
-            logits_BV = self.select(self.less(logits_BV, smallest_B1), never_BV, logits_BV)
+            before_BV = self.sub(self.cumulative(weights_BV, -1), weights_BV)
+            kept_BV = self.fill(sorted_BV, self.greater_equal(before_BV, self.top_p), -_NEVER)
+            smallest_B1 = self.min(kept_BV, -1)
+            logits_BV = self.fill(logits_BV, self.less(logits_BV, smallest_B1), _NEVER)
         return logits_BV
 
     def construct(
@@ -67,12 +67,12 @@ class Sampler(nn.Cell):
         """
         adjusted_BV = self.adjusted(logits_BV, seen_BV, stop_bias_V)
         if self.temperature == 0.0:
-            token_B1 = self.argmax(adjusted_BV).reshape((-1, 1))
+            token_B1 = self.reshape(self.argmax(adjusted_BV), (-1, 1))
         else:
-            share_BV = self.softmax(self.truncated(adjusted_BV / self.temperature))
+            share_BV = self.softmax(self.truncated(self.divide(adjusted_BV, self.temperature)))
             total_BV = self.cumulative(share_BV, -1)
             rows = logits_BV.shape[0]
-            whole_B1 = self.last(total_BV, (0, self.vocab_size - 1), (rows, self.vocab_size), (1, 1))
-            passed_BV = self.cast(self.less_equal(total_BV, uniform_B1 * whole_B1), ms.float32)
-            token_B1 = self.cast(ops.minimum(self.sum(passed_BV, -1), self.vocab_size - 1.0), ms.int32)
+            whole_B1 = self.column(total_BV, (0, self.vocab_size - 1), (rows, self.vocab_size), (1, 1))
+            passed_BV = self.cast(self.less_equal(total_BV, self.scale(uniform_B1, whole_B1)), ms.float32)
+            token_B1 = self.cast(self.at_most(self.sum(passed_BV, -1), self.vocab_size - 1.0), ms.int32)
         return token_B1, self.pick(self.log_softmax(logits_BV), 1, token_B1)

@@ -6,7 +6,6 @@ Shape letters: B rows, S queries, K keys, N heads, M key/value heads, G = N / M,
 import math
 
 import mindspore as ms
-import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
@@ -86,7 +85,10 @@ class Attention(nn.Cell):
 
 
 class CachedAttention(Attention):
-    """The same over a static cache: this call's keys and values are written into their slots, then all slots are read.
+    """The same over a static cache, all slots of which are read.
+
+    A call with several queries is a prompt: it fills slots 0 … S - 1 and clears the others. One with a single query
+    adds its key and value to an empty slot.
 
     Args:
         config: sizes of the model.
@@ -96,17 +98,20 @@ class CachedAttention(Attention):
 
     def __init__(self, config: ModelConfig, rows: int, num_keys: int):
         super().__init__(config, transposed=True)
-        # One row a slot: a write needs no transposition, and reading all slots of a head is only a reshape.
-        shape = (rows * config.num_kv_heads * num_keys, config.head_dim)
+        # Slots behind heads: a head's keys are read without transposition, and heads can be split over ranks. Only an
+        # addition writes along an inner dimension in place.
+        shape = (rows, config.num_kv_heads, num_keys, config.head_dim)
         self.key_cache = Parameter(initializer("zeros", shape, ms.float32), requires_grad=False)
         self.value_cache = Parameter(initializer("zeros", shape, ms.float32), requires_grad=False)
-        self.cache_shape = (rows, config.num_kv_heads, num_keys, config.head_dim)
-        heads = rows * config.num_kv_heads
-        self.first_slots = Tensor(np.arange(0, heads * num_keys, num_keys, dtype=np.int32).reshape(heads, 1))
-        self.write, self.slot_rows = ops.ScatterUpdate(), ops.Add()
+        self.num_keys = num_keys
+        self.pad, self.fill, self.write = ops.PadV3(), ops.Assign(), ops.IndexAdd(2)
 
     def keys_values(self, k_BMSD: Tensor, v_BMSD: Tensor, slots_S: Tensor) -> tuple[Tensor, Tensor]:
-        cache_rows = self.reshape(self.slot_rows(self.first_slots, self.reshape(slots_S, (1, -1))), (-1,))
-        keys = self.write(self.key_cache, cache_rows, self.reshape(k_BMSD, (-1, self.head_dim)))
-        values = self.write(self.value_cache, cache_rows, self.reshape(v_BMSD, (-1, self.head_dim)))
-        return self.reshape(keys, self.cache_shape), self.reshape(values, self.cache_shape)
+        queries = k_BMSD.shape[2]
+        if queries == 1:
+            return self.write(self.key_cache, slots_S, k_BMSD), self.write(self.value_cache, slots_S, v_BMSD)
+        empty = (0, 0, 0, self.num_keys - queries)  # none before and behind D and before K
+        keys, values = self.pad(k_BMSD, empty, 0.0), self.pad(v_BMSD, empty, 0.0)
+        self.fill(self.key_cache, keys)
+        self.fill(self.value_cache, values)
+        return keys, values

@@ -49,9 +49,10 @@ def transposed_weights(model: nn.Cell) -> set[str]:
 
 def share_parameters(source: nn.Cell, target: nn.Cell) -> None:
     """Let `target`, a model of the same sizes, hold the very Parameters of `source`: what one learns, the other has."""
-    for (_, theirs), (_, ours) in zip(source.cells_and_names(), target.cells_and_names(), strict=True):
-        for name, parameter in theirs.parameters_and_names(expand=False):
-            setattr(ours, name, parameter)
+    cells = dict(target.cells_and_names())
+    for path, theirs in source.cells_and_names():
+        for attribute, parameter in list(theirs._params.items()):  # under the name that the Cell gives it
+            setattr(cells[path], attribute, parameter)
 
 
 def load_parameters(model: nn.Cell, values: Mapping[str, np.ndarray], source: str) -> None:

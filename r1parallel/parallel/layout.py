@@ -72,6 +72,7 @@ class ModelLayout(Layout):
         mesh: Mesh,
         opt_shard: bool = False,
         stage_layers: tuple[int, ...] | None = None,
+        tied_copy: bool = False,
     ) -> None:
         check_model_parallel(config, mesh.tp)
         layers = even_stages(config.num_layers, mesh.pp) if stage_layers is None else stage_layers
@@ -82,7 +83,7 @@ class ModelLayout(Layout):
             {
                 name: _tensor_layout(param, mesh, opt_shard and name not in sent)
                 for name, param in parameters.items()
-                if param.stage == stage
+                if param.stage == stage or (tied_copy and name in sent and stage == mesh.pp - 1)
             }
             for stage in range(mesh.pp)
         )

@@ -15,7 +15,7 @@ Strategy = tuple[tuple[str | None, ...], ...]
 
 _ROWS: Strategy = ((ROWS, None),)  # [T, H]: whole rows
 _REPLICATED: Strategy = ((None, None),)
-_WHOLE: Strategy = ((DP, None),)  # [T, V] of an unsplit vocabulary
+_WHOLE: Strategy = ((DP, None),)  # [T, V] and [B, V] of an unsplit vocabulary
 _INNER: Strategy = ((DP, TP),)  # [T, columns of a column-parallel projection]
 _HEADS: Strategy = ((DP, TP, None, None),)  # [B, heads, S, D] and [B, heads, G·S, K]
 _PER_ROW: Strategy = ((DP,),)
@@ -24,6 +24,15 @@ _SCALAR: Strategy = ((),)
 # Operators that only rename dimensions get no strategy: the compiler follows their input.
 UNSPLIT = ("Reshape", "Cast")
 
+_ATTENTION: dict[str, Strategy] = {
+    "to_heads": ((DP, None, TP, None),),
+    "from_heads": _HEADS,
+    "scale": _HEADS + _SCALAR,
+    "scores": _HEADS * 2,
+    "add_mask": _HEADS * 2,
+    "softmax": _HEADS,
+    "weighted_sum": _HEADS * 2,
+}
 # Cell → operator's attribute → strategy
 OPERATORS: dict[str, dict[str, Strategy]] = {
     "Embedding": {"gather": ((TP, None), (DP,))},
@@ -40,15 +49,9 @@ OPERATORS: dict[str, dict[str, Strategy]] = {
     },
     "FeedForward": {"silu": _INNER, "gate": _INNER * 2},
     "Rotate": {"split": _HEADS, "mul": _HEADS * 2, "sub": _HEADS * 2, "add": _HEADS * 2, "join": _HEADS * 2},
-    "Attention": {
-        "to_heads": ((DP, None, TP, None),),
-        "from_heads": _HEADS,
-        "scale": _HEADS + _SCALAR,
-        "scores": _HEADS * 2,
-        "add_mask": _HEADS * 2,
-        "softmax": _HEADS,
-        "weighted_sum": _HEADS * 2,
-    },
+    "Attention": _ATTENTION,
+    # The write is laid out in generation/engine.py.
+    "CachedAttention": _ATTENTION | {"pad": _HEADS, "fill": _HEADS * 2},
     "Block": {"add_attention": _ROWS * 2, "add_feed_forward": _ROWS * 2},
     "Geometry": {
         "sub": ((None, None), (DP, None)),
@@ -105,6 +108,32 @@ OPERATORS: dict[str, dict[str, Strategy]] = {
         "join": _REPLICATED * 5,
     },
     "Placed": {"place": _REPLICATED * 2},
+    # A token is drawn from the whole vocabulary, by every tp rank alike.
+    "NextToken": {"last": ((DP, None, None),)},
+    "Sampler": {
+        "divide": _WHOLE + _SCALAR,
+        "times": _WHOLE + _SCALAR,
+        "hold_back": (*_WHOLE, (None,)),
+        "greater": _WHOLE + _SCALAR,
+        "greater_equal": _WHOLE + _SCALAR,
+        "select": _WHOLE * 3,
+        "largest": _WHOLE,
+        "sort": _WHOLE,
+        "column": _WHOLE,
+        "less": _WHOLE * 2,
+        "less_equal": _WHOLE * 2,
+        "fill": _WHOLE * 2 + _SCALAR,
+        "softmax": _WHOLE,
+        "log_softmax": _WHOLE,
+        "cumulative": _WHOLE,
+        "sub": _WHOLE * 2,
+        "min": _WHOLE,
+        "sum": _WHOLE,
+        "scale": _WHOLE * 2,
+        "at_most": _WHOLE + _SCALAR,
+        "argmax": _WHOLE,
+        "pick": _WHOLE * 2,
+    },
     "TiedHead": {"matmul": ((DP, None), (TP, None))},
 }
 # A projection whose weight [out, in] is split over dimension 0 (column parallel) or 1 (row parallel).
@@ -122,6 +151,8 @@ def strategies(cell: nn.Cell) -> dict[str, Strategy]:
             if cell.transposed:  # the weight's two dimensions change places
                 return table | {"matmul": (table["matmul"][0], table["matmul"][1][::-1])}
             return table
+        if kind.__name__ == "CompletionLogps":  # the number of parts that it joins depends on its sizes
+            return OPERATORS[kind.__name__] | {"join": _WHOLE * len(cell.chunks)}
         if kind.__name__ in OPERATORS:
             return OPERATORS[kind.__name__]
     return {}

@@ -2,7 +2,7 @@
 
 from mindspore import nn
 from mindspore.ops import Primitive
-from mindspore.parallel.nn import Pipeline
+from mindspore.parallel.nn import MicroBatchInterleaved, Pipeline
 
 from r1parallel.config.schema import RecomputeConfig
 from r1parallel.parallel.mesh import Mesh
@@ -47,6 +47,8 @@ def _split_operators(program: nn.Cell, mesh: Mesh, sequence_parallel: bool) -> N
         if isinstance(cell, Pipeline):
             for add in cell.add_list:  # its sum of what the micro-batches give
                 add.shard(_WHOLE)
+        elif isinstance(cell, MicroBatchInterleaved):
+            cell.add.shard(_WHOLE)
         results = outputs(cell)
         for name, strategy in strategies(cell).items():
             operator = getattr(cell, name, None)

@@ -5,7 +5,6 @@ from mindspore.parallel.auto_parallel import AutoParallel
 
 from r1parallel.config.schema import RecomputeConfig
 from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.mesh import Mesh
 from r1parallel.parallel.parallelize import parallelize
 from r1parallel.parallel.world import DryWorld, World
 
@@ -16,7 +15,6 @@ def on_mesh(
     world: World,
     sequence_parallel: bool = False,
     recompute: RecomputeConfig | None = None,
-    replicas: bool = False,
 ) -> nn.Cell:
     """Spread a program over the ranks of a layout; in a world of one rank it stays as it is.
 
@@ -30,10 +28,8 @@ def on_mesh(
         world: which rank this is.
         sequence_parallel: split the activations between the blocks over tp too.
         recompute: what the backward pass computes again; None: nothing.
-        replicas: for inference, every dp group works alone, on inputs of its own: the graph is split over tp only.
     """
-    mesh = Mesh(tp=layout.mesh.tp) if replicas else layout.mesh
-    parallelize(program, mesh, layout.stage_layers, sequence_parallel, recompute or RecomputeConfig())
+    parallelize(program, layout.mesh, layout.stage_layers, sequence_parallel, recompute or RecomputeConfig())
     if world.size == 1:
         return program
     assert layout.world_size == world.size, (layout.world_size, world.size)

@@ -40,12 +40,14 @@ class ReshardPlan:
     Attributes:
         source: layout of the model that gives its values.
         target: layout of the model that takes them.
+        names: the tensors, sorted.
         world_size: ranks of the job. A layout may be for fewer; rank r then holds what rank r % layout.world_size does.
         rounds: pieces in the order of names, then receivers; no rank sends much more than ROUND_ELEMENTS in a round.
     """
 
     source: ModelLayout
     target: ModelLayout
+    names: tuple[str, ...]
     world_size: int
     rounds: tuple[tuple[Piece, ...], ...]
 
@@ -65,8 +67,10 @@ class Transport(Protocol):
         """
 
 
-def reshard_plan(source: ModelLayout, target: ModelLayout, world_size: int) -> ReshardPlan:
-    """Who sends what to whom.
+def reshard_plan(
+    source: ModelLayout, target: ModelLayout, world_size: int, names: Sequence[str] | None = None
+) -> ReshardPlan:
+    """Who sends what to whom, of the tensors `names` or, without them, of all.
 
     A rank takes what it holds itself; the rest comes from the holders who have the least to send so far. Equal
     arguments give equal plans on every rank.
@@ -79,8 +83,9 @@ def reshard_plan(source: ModelLayout, target: ModelLayout, world_size: int) -> R
     if max(source.world_size, target.world_size) > world_size:
         raise ValueError(f"layouts for {source.world_size} and {target.world_size} ranks; the job has {world_size}")
     load = [0] * world_size
-    by_name = [_pieces_of(name, source, target, world_size, load) for name in sorted(source.parameters)]
-    return ReshardPlan(source, target, world_size, tuple(_rounds(by_name, world_size)))
+    chosen = tuple(sorted(source.parameters if names is None else names))
+    by_name = [_pieces_of(name, source, target, world_size, load) for name in chosen]
+    return ReshardPlan(source, target, chosen, world_size, tuple(_rounds(by_name, world_size)))
 
 
 def reshard(
@@ -97,8 +102,8 @@ def reshard(
     Returns:
         name → fp32 slice that this rank needs under the target layout, in arrays of their own.
     """
-    holds = {name: _region(plan.source, name, rank) for name in plan.source.parameters}
-    needs = {name: _region(plan.target, name, rank) for name in plan.target.parameters}
+    holds = {name: _region(plan.source, name, rank) for name in plan.names}
+    needs = {name: _region(plan.target, name, rank) for name in plan.names}
     result = {name: np.empty(_shape(region), np.float32) for name, region in needs.items() if region is not None}
 
     def held(piece: Piece) -> np.ndarray:

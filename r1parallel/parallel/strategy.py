@@ -106,8 +106,8 @@ def read_rank_strategy(file: str | Path, names: Container[str]) -> dict[str, Ten
         UserError: the file is missing or damaged, or a layout is of a kind that only MindSpore can cut.
     """
     file = Path(file)
-    items = _parse(file, _content(file)).parallel_layout_item
-    return {i.param_name: _tensor_layout(file, i.param_name, i.parallel_layouts) for i in items if i.param_name in names}
+    items = [item for item in _parse(file, _content(file)).parallel_layout_item if item.param_name in names]
+    return {item.param_name: _tensor_layout(file, item.param_name, item.parallel_layouts) for item in items}
 
 
 def _checked_world(path: Path, layout: Layout) -> Layout:

@@ -6,7 +6,7 @@ Shape letters: B rows of a micro-batch over all dp ranks, P prompt slots, C comp
 from dataclasses import dataclass
 
 import numpy as np
-from mindspore import nn
+from mindspore import Tensor, nn
 
 from r1parallel.config import RunConfig
 from r1parallel.config.layouts import check_sequence_parallel
@@ -63,6 +63,7 @@ class Actor:
         examples = example_batch(self.update_rows, slots)
         self.train = TrainStep(loss, self.model.trainable_params(), self.layout, world, actor, examples)
         self.old_logps: nn.Cell | None = None
+        self._tied: TiedCopy | None = None
         if updates > 1:
             # The same operators on as many rows as in training: the log-probs come out equal to the last bit.
             twin = Qwen2ForCausalLM(model_config, slots.prompt + slots.completion)
@@ -71,23 +72,52 @@ class Actor:
                 twin, self.micro_rows, slots.prompt, slots.completion, self.layout, world, parallel.use_seq_parallel
             )
 
+        if updates > 1 and self.model.tied and self.layout.mesh.pp > 1:
+            self._tied = TiedCopy(self.model, self.layout, world)
+
+    def before_old_logps(self) -> None:
+        """Every rank calls this before it uses `old_logps`."""
+        if self._tied is not None:
+            self._tied.refresh()
+
     def values(self) -> dict[str, np.ndarray]:
         """Copies of this rank's slices."""
         return parameter_values(self.model, self.layout, self._world.rank)
 
 
+class TiedCopy:
+    """The last stage's copy of a tied embedding. Training sends it from the first stage; a forward pass alone does not.
+
+    Args:
+        model: of the actor, compiled.
+        layout: of it, with more than one stage.
+        world: which rank this is.
+    """
+
+    def __init__(self, model: Qwen2ForCausalLM, layout: ModelLayout, world: World):
+        self._embedding, self._world = model.model.tok_embeddings.embedding_weight, world
+        copied = ModelLayout(layout.config, layout.mesh, layout.opt_shard, layout.stage_layers, tied_copy=True)
+        self._plan = reshard_plan(layout, copied, world.size, [self._embedding.name])
+        self._transport = choose_transport(self._plan, world)
+
+    def refresh(self) -> None:
+        """Take the first stage's values over; every rank calls this."""
+        name, rank = self._embedding.name, self._world.rank
+        values = {} if self._plan.source.slices(name, rank) is None else {name: self._embedding.asnumpy()}
+        arrived = reshard(self._plan, rank, values, self._transport)
+        if name in arrived and name not in values:
+            assert tuple(self._embedding.shape) == arrived[name].shape, name
+            self._embedding.set_data(Tensor(arrived[name]))
+
+
 class Reference:
-    """The frozen model. Its dp groups work on rows of their own, so its graph knows of tp only."""
+    """The frozen model under its own layout; `rows` of the batch, of all dp ranks together, go through it at a time."""
 
     def __init__(self, config: RunConfig, model_config: ModelConfig, slots: Slots, world: World):
-        self.layout, self.rows = (
-            model_layout(config, model_config, "ref", world.size),
-            config.ref_config.ref_model_batch_size,
-        )
+        self.layout = model_layout(config, model_config, "ref", world.size)
+        self.rows = config.ref_config.ref_model_batch_size * self.layout.mesh.dp
         self.model = Qwen2ForCausalLM(model_config, slots.prompt + slots.completion)
-        self.logps = compiled_logps(
-            self.model, self.rows, slots.prompt, slots.completion, self.layout, world, replicas=True
-        )
+        self.logps = compiled_logps(self.model, self.rows, slots.prompt, slots.completion, self.layout, world)
 
 
 def example_batch(rows: int, slots: Slots) -> tuple[np.ndarray, ...]:

@@ -1,6 +1,5 @@
 """Rewards of all completions, computed by rank 0 alone: a time limit may strike on one rank and not on another."""
 
-
 import numpy as np
 
 from r1parallel.config.schema import RewardConfig

@@ -14,13 +14,12 @@ from r1parallel.errors import UserError
 from r1parallel.generation.engine import RolloutEngine
 from r1parallel.models.parameters import TensorSource, load_slices
 from r1parallel.monitor.phases import PhaseTimer
-from r1parallel.parallel.mesh import Mesh
 from r1parallel.parallel.model_layout import model_layout
+from r1parallel.parallel.waiting import waiting
 from r1parallel.parallel.world import World
 from r1parallel.rl.experience import Experience, batched_logps, collect
 from r1parallel.rl.metrics import reward_metrics, update_metrics
 from r1parallel.rl.models import Actor, Reference, Slots, WeightSync
-from r1parallel.rl.rollout import gather_shares, own_share, rollout
 from r1parallel.rl.scoring import score_on_leader
 from r1parallel.rl.update import TokenStatistics, run_update, update_batches
 from r1parallel.training.schedule import learning_rate
@@ -83,7 +82,7 @@ class GRPOTrainer:
             self.slots.prompt,
             stop_ids,
             self.pad_id,
-            Mesh(tp=self.generator_layout.mesh.tp),
+            self.generator_layout.mesh,
             self.world,
         )
 
@@ -113,9 +112,10 @@ class GRPOTrainer:
     ) -> tuple[Experience, list[str], list[str], list[str]]:
         chosen = np.repeat(self.order.indices(number), self.group)
         prompt_ids = [self.rows.prompt_ids[i, : self.rows.prompt_lengths[i]].tolist() for i in chosen]
-        mesh, first = self.generator_layout.mesh, number * self.completions_per_step
-        with timer.phase("rollout"):
-            drawn = rollout(self.engine, prompt_ids, self.config.rl_config.seed, first, mesh, self.world, progress)
+        first = number * self.completions_per_step
+        with timer.phase("rollout"), waiting("rollout"):
+            samples = range(first, first + len(chosen))
+            drawn = self.engine.generate(prompt_ids, self.config.rl_config.seed, samples, progress)
         with timer.phase("reward"):
             prompts = [self.tokenizer.decode(ids) for ids in prompt_ids]
             completions = [self.tokenizer.decode(drawn.ids(row)) for row in range(len(chosen))]
@@ -127,6 +127,7 @@ class GRPOTrainer:
     def _add_logps(self, number: int, experience: Experience, timer: PhaseTimer, progress: bool) -> None:
         if self.actor.old_logps is not None:
             with timer.phase("old_logps"):
+                self.actor.before_old_logps()
                 # A kernel rounds the last elements of an array in another way: take the first pass's order.
                 order = np.concatenate([rows for iteration, rows in self._batches(number) if iteration == 0])
                 experience.old_logps = batched_logps(
@@ -134,11 +135,10 @@ class GRPOTrainer:
                 )
         if self.reference is not None:
             with timer.phase("reference"):
-                mesh, rows = self.reference.layout.mesh, self.reference.rows
-                share = own_share(self.completions_per_step, mesh, self.world)
-                order = np.arange(self.completions_per_step)[share]
-                logps = batched_logps(self.reference.logps, rows, experience, order, "reference", progress)
-                experience.ref_logps = gather_shares(logps[share], mesh, self.world, "reference log-probs")
+                order = np.arange(self.completions_per_step)
+                experience.ref_logps = batched_logps(
+                    self.reference.logps, self.reference.rows, experience, order, "reference", progress
+                )
 
     def _batches(self, number: int) -> Iterator[tuple[int, np.ndarray]]:
         settings = self.config.rl_config

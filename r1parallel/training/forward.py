@@ -19,23 +19,21 @@ def compiled_logps(
     layout: ModelLayout,
     world: World,
     sequence_parallel: bool = False,
-    replicas: bool = False,
 ) -> nn.Cell:
     """A program (tokens_BS, starts_B) → logps_BC, compiled; its result is whole on every rank.
 
     Args:
         model: without a cache. Its Parameters may be another model's, under the same layout.
-        rows: B, of all dp ranks together, or with `replicas` of one dp group.
+        rows: B, of all dp ranks together.
         prompt_length: P, slots of the prompt.
         completion_length: C, slots of the completion.
         layout: of the model.
         world: which rank this is.
         sequence_parallel: as in `on_mesh`.
-        replicas: as in `on_mesh`.
     """
     cell = CompletionLogps(model, rows, prompt_length, completion_length, split_vocab=layout.mesh.tp > 1)
     cell.set_train(False)
-    spread = on_mesh(cell, layout, world, sequence_parallel, replicas=replicas)
+    spread = on_mesh(cell, layout, world, sequence_parallel)
     tokens = Tensor(np.zeros((rows, prompt_length + completion_length), np.int32))
     with waiting("compilation of a forward graph"):
         spread.compile(tokens, Tensor(np.zeros(rows, np.int32)))

@@ -52,6 +52,8 @@ class AdamW(nn.Cell):
         self.parameters, self.sums = ParameterTuple(parameters), ParameterTuple(sums)
         self.first_moments = zeros_like("adam_m", parameters)
         self.second_moments = zeros_like("adam_v", parameters)
+        # A dictionary, because MindSpore empties a Cell's tuples of what its parallel mode has not cut.
+        self.moments = {p.name: p for p in (*self.first_moments, *self.second_moments)}
         self.beta1, self.beta2 = config.adam_beta1, config.adam_beta2
         self.decay = tuple(config.weight_decay if decays(p.name) else 0.0 for p in parameters)
         self.count = len(parameters)
@@ -81,7 +83,7 @@ class AdamW(nn.Cell):
 
     def state(self) -> dict[str, Parameter]:
         """Name → Parameter of the moments."""
-        return {p.name: p for p in (*self.first_moments, *self.second_moments)}
+        return self.moments
 
 
 class Momentum(nn.Cell):
@@ -96,6 +98,7 @@ class Momentum(nn.Cell):
         super().__init__(auto_prefix=False)
         self.parameters, self.sums = ParameterTuple(parameters), ParameterTuple(sums)
         self.velocities = zeros_like("momentum", parameters)
+        self.by_name = {p.name: p for p in self.velocities}  # see AdamW
         self.count = len(parameters)
         self.assign, self.add, self.sub, self.mul = ops.Assign(), ops.Add(), ops.Sub(), ops.Mul()
 
@@ -111,7 +114,7 @@ class Momentum(nn.Cell):
 
     def state(self) -> dict[str, Parameter]:
         """Name → Parameter of the velocities."""
-        return {p.name: p for p in self.velocities}
+        return self.by_name
 
 
 def make_optimizer(parameters: Sequence[Parameter], sums: Sequence[Parameter], config: OptimizerConfig) -> nn.Cell:

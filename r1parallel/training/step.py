@@ -14,7 +14,7 @@ from r1parallel.parallel.layout import ModelLayout
 from r1parallel.parallel.program import on_mesh
 from r1parallel.parallel.waiting import waiting
 from r1parallel.parallel.world import World
-from r1parallel.training.gradients import Gradients, PipelineGradients, Placed, interleaved
+from r1parallel.training.gradients import Gradients, Interleaved, PipelineGradients, Placed
 from r1parallel.training.optimizer import SquaredNorms, make_optimizer, scalar
 
 
@@ -47,7 +47,7 @@ class TrainStep:
         parts = parallel.micro_batch_interleave_num
         self._placed = layout.mesh.pp > 1 or parts > 1
         if self._placed:
-            loss = interleaved(Placed(loss), parts)
+            loss = Placed(loss) if parts == 1 else Interleaved(Placed(loss), parts)
         if layout.mesh.pp > 1:
             cell: nn.Cell = PipelineGradients(loss, trained, sums, parallel.micro_batch_num, layout.opt_shard)
             self._calls = 1

@@ -78,9 +78,9 @@ def test_ranks_are_printed_and_files_written_for_all(grpo, capsys):
 @pytest.mark.parametrize(("flags", "ranks"), [((), [0, 2]), (("--ranks", "3,1"), [3, 1])])
 def test_check_asks_mindspore_about_the_ranks(grpo, monkeypatch, flags, ranks):
     asked = []
-    dry_run = types.ModuleType("r1parallel.parallel.dry_run")
+    dry_run = types.ModuleType("r1parallel.rl.dry_run")
     dry_run.check_strategy = lambda config, *rest: asked.append((config.actor_config.offset, *rest))
-    monkeypatch.setitem(sys.modules, "r1parallel.parallel.dry_run", dry_run)
+    monkeypatch.setitem(sys.modules, "r1parallel.rl.dry_run", dry_run)
     assert make(grpo, "--check", *flags) == 0
     assert asked == [([0, 1], "actor", ranks, str(grpo.parent / "out"))]
 

@@ -68,11 +68,15 @@ def test_another_target_is_refused(mindspore_cpu, monkeypatch):
 def test_without_kernels_the_rest_is_done_and_the_message_given(mindspore_cpu, monkeypatch, simulate):
     done = []
     monkeypatch.setattr(module, "_enabled", False)
+    monkeypatch.setattr(module, "_simulated", None)
     monkeypatch.setattr(module, "build_kernels", lambda wheel: None)
     monkeypatch.setattr(module, "patch_frontend", lambda wheel: done.append(wheel.sites))
     monkeypatch.setattr(module, "answer_python", lambda groups: done.append(groups.rank("mccl_world_group")))
     monkeypatch.setattr(module, "register_comm_manager", lambda groups, folder: done.append(type(groups).__name__))
     assert enable(simulate) == NO_COMPILER
     assert done == ([4, "RunningGroups"] if simulate is None else [4, 1, "SimulatedGroups"])
+    if simulate is not None:
+        assert enable((0, 4)) is None  # the same process goes on as another rank
+        assert (module._simulated.rank("mccl_world_group"), module._simulated.size("mccl_world_group")) == (0, 4)
     with pytest.raises(ValueError, match="enabled already"):
-        enable(simulate)
+        enable()

@@ -181,6 +181,15 @@ def test_penalty_and_min_tokens_against_numpy(make_engine, prompts, full_logits)
     assert drawn.stopped.any()
 
 
+def test_prompts_of_one_token_leave_nothing_of_earlier_ones_in_the_cache(make_engine, tiny_config, values):
+    """A launch for such prompts must not be taken for one of a further token, which adds to the cache."""
+    engine = RolloutEngine(tiny_config, GREEDY, 1, 1, [], PAD_ID)
+    load_parameters(engine.model, values, "random values")
+    prompts = [[5], [30], [17]]
+    expected = make_engine().generate(prompts, 0, range(3))
+    np.testing.assert_array_equal(engine.generate(prompts, 0, range(3)).tokens, expected.tokens)
+
+
 def test_other_prompts_compile_nothing_new(make_engine, prompts):
     engine = make_engine(SAMPLED)
     engine.generate(prompts, 0, range(len(prompts)))

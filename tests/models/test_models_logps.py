@@ -6,11 +6,12 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import ParameterTuple, Tensor, nn
+from mindspore import ParameterTuple, Tensor
+from one_rank import LossGradient
 
 from r1parallel.data.batches import right_aligned
 from r1parallel.models import logps as logps_module
-from r1parallel.models.logps import CompletionLogps
+from r1parallel.models.logps import CompletionLogps, SplitVocabularyLogps, TokenLogps
 from r1parallel.models.parameters import load_parameters
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
 from r1parallel.training.sft import SFTLoss
@@ -19,17 +20,6 @@ REPOSITORY = Path(__file__).parents[2]
 PROMPT_SLOTS, ANSWER_SLOTS = 4, 5
 PROMPTS = [[1, 2, 3, 4], [9], [30, 8]]
 ROWS, SLOTS = len(PROMPTS), PROMPT_SLOTS + ANSWER_SLOTS
-
-
-class Gradient(nn.Cell):
-    """Loss, log-probs and gradients, in one graph."""
-
-    def __init__(self, loss: SFTLoss, parameters: ParameterTuple):
-        super().__init__(auto_prefix=False)
-        self.gradient = ms.value_and_grad(loss, None, parameters, has_aux=True)
-
-    def construct(self, tokens, starts, weights):
-        return self.gradient(tokens, starts, weights)
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +37,16 @@ def rows(tiny_config) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([tokens, answers], axis=1), starts
 
 
-def compute(model, rows) -> tuple[np.ndarray, dict[str, np.ndarray], int]:
+def compute(model, rows, split_vocab=False) -> tuple[np.ndarray, dict[str, np.ndarray], int]:
     """Log-probs, gradients of a weighted sum of them, and the number of chunks."""
-    logps = CompletionLogps(model, ROWS, PROMPT_SLOTS, ANSWER_SLOTS)
+    logps = CompletionLogps(model, ROWS, PROMPT_SLOTS, ANSWER_SLOTS, split_vocab)
     weights = np.random.default_rng(1).normal(size=(ROWS, ANSWER_SLOTS)).astype(np.float32)
     parameters = ParameterTuple(model.trainable_params())
-    (_, values), gradients = Gradient(SFTLoss(logps), parameters)(*(Tensor(x) for x in (*rows, weights)))
+    losses, gradients = LossGradient(SFTLoss(logps), parameters)(*(Tensor(x) for x in (*rows, weights)))
     named = {p.name: g.asnumpy() for p, g in zip(parameters, gradients, strict=True)}
-    return values.asnumpy(), named, len(logps.token_logps.chunks)
+    values = logps(*(Tensor(x) for x in rows)).asnumpy()
+    np.testing.assert_allclose(losses.asnumpy(), -values * weights, rtol=1e-6, atol=1e-7)
+    return values, named, len(logps.chunks)
 
 
 @pytest.fixture(scope="module")
@@ -62,37 +54,89 @@ def in_one(model, rows) -> tuple[np.ndarray, dict[str, np.ndarray], int]:
     return compute(model, rows)
 
 
-def test_log_probs_are_those_of_the_logits(model, rows, in_one):
+@pytest.fixture(scope="module")
+def split_in_one(model, rows) -> tuple[np.ndarray, dict[str, np.ndarray], int]:
+    """The same with the form for a vocabulary on several ranks."""
+    return compute(model, rows, split_vocab=True)
+
+
+def test_log_probs_are_those_of_the_logits(model, rows, in_one, split_in_one):
     model.set_train(False)
     logits = model(Tensor(rows[0]), Tensor(np.arange(SLOTS, dtype=np.int32)), Tensor(rows[1])).asnumpy()
     logits = logits.reshape(ROWS, SLOTS, -1)[:, PROMPT_SLOTS - 1 : -1].astype(np.float64)
     targets = rows[0][:, PROMPT_SLOTS:, None]
     expected = np.take_along_axis(logits, targets, axis=2)[:, :, 0] - np.log(np.exp(logits).sum(axis=2))
     np.testing.assert_allclose(in_one[0], expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(split_in_one[0], expected, rtol=0, atol=2e-6)
 
 
-def test_chunks_change_neither_values_nor_gradients(model, rows, in_one, tiny_config, monkeypatch):
+def assert_same(found, expected, limit):
+    np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=limit)
+    for name, wanted in expected[1].items():
+        np.testing.assert_allclose(found[1][name], wanted, rtol=0, atol=1e-5 * np.abs(wanted).max(), err_msg=name)
+
+
+@pytest.mark.parametrize("split_vocab", [False, True])
+def test_chunks_change_neither_values_nor_gradients(
+    model, rows, in_one, split_in_one, tiny_config, monkeypatch, split_vocab
+):
     monkeypatch.setattr(logps_module, "_CHUNK_ELEMENTS", 4 * tiny_config.vocab_size)
-    values, gradients, num_chunks = compute(model, rows)
-    assert (in_one[2], num_chunks) == (1, 3)  # 15 rows of logits, at least 4 a chunk
-    np.testing.assert_allclose(values, in_one[0], rtol=0, atol=1e-6)
-    for name, expected in in_one[1].items():
-        np.testing.assert_allclose(gradients[name], expected, rtol=0, atol=1e-5 * np.abs(expected).max(), err_msg=name)
+    whole, found = split_in_one if split_vocab else in_one, compute(model, rows, split_vocab)
+    assert (whole[2], found[2]) == (1, 3)  # 15 rows of logits, at least 4 a chunk
+    assert_same(found, whole, 1e-6)
 
 
-@pytest.mark.parametrize(("rows", "elements"), [(5, 1), (100, 1), (7, 3 * 37), (1, 10**9)])
-def test_chunks_cover_every_row_once(model, rows, elements, tiny_config, monkeypatch):
+def test_a_split_vocabulary_changes_neither_values_nor_gradients(in_one, split_in_one):
+    assert_same(split_in_one, in_one, 1e-5)  # of which the fused kernel's rounding is 5e-6; see below
+
+
+@pytest.mark.parametrize(
+    ("rows", "slots", "elements"), [(5, 1, 1), (3, 100, 1), (1, 7, 3 * 37), (2, 7, 3 * 37), (1, 5, 10**9)]
+)
+def test_chunks_cover_every_slot_once(model, rows, slots, elements, monkeypatch):
     monkeypatch.setattr(logps_module, "_CHUNK_ELEMENTS", elements)
-    chunks = logps_module.TokenLogps(model, rows).chunks
-    assert [row for first, last in chunks for row in range(first, last)] == list(range(rows))
+    chunks = CompletionLogps(model, rows, PROMPT_SLOTS, slots).chunks
+    assert [slot for first, last in chunks for slot in range(first, last)] == list(range(slots))
+    assert all(first < last for first, last in chunks)
     assert len(chunks) <= 8
 
 
-_MEASURE = """
+def random_logits(case: str) -> np.ndarray:
+    rng = np.random.default_rng(4)
+    logits = rng.normal(0, 3, (6, 11))
+    if case == "large":
+        logits = rng.choice([-80.0, 80.0], (6, 11)) + rng.normal(0, 1, (6, 11))
+    elif case == "one far above":
+        logits[np.arange(6), rng.integers(0, 11, 6)] = 80.0
+    elif case == "all equal":
+        logits[:] = np.array([-80.0, 80.0, 0.0, 1e4, -1e4, 3.0])[:, None]
+    return logits.astype(np.float32)
 
-import mindspore as ms
+
+@pytest.mark.parametrize("case", ["usual", "large", "one far above", "all equal"])
+def test_log_probs_of_a_split_vocabulary(mindspore_cpu, case):
+    """The form for a vocabulary on several ranks against the fused one, and both against float64."""
+    logits, targets = random_logits(case), np.array([0, 10, 3, 3, 7, 1], np.int32)
+    inputs = Tensor(logits), Tensor(targets)
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    logps = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    slopes = np.eye(11)[targets] - np.exp(logps)
+    found = []
+    # MindSpore's fused kernel has a polynomial of its own for exp on a CPU.
+    for cell, limit in ((SplitVocabularyLogps(11), 1e-6), (TokenLogps(), 3e-6)):
+        values = cell(*inputs).asnumpy()
+        gradient = ms.grad(cell, 0)(*inputs).asnumpy()
+        np.testing.assert_allclose(values, logps[np.arange(6), targets], rtol=1e-6, atol=limit)
+        np.testing.assert_allclose(gradient, slopes, rtol=0, atol=limit)
+        found.append((values, gradient))
+    for ours, fused in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, fused, rtol=1e-6, atol=3e-6)
+
+
+_MEASURE = """
 import numpy as np
 from mindspore import ParameterTuple, Tensor
+from one_rank import LossGradient
 
 from r1parallel.config.schema import ContextConfig
 from r1parallel.config.model import ModelConfig
@@ -104,27 +148,18 @@ from r1parallel.parallel.device import setup_device
 from r1parallel.training.sft import SFTLoss
 
 
-class Gradient(ms.nn.Cell):
-    def __init__(self, loss, parameters):
-        super().__init__(auto_prefix=False)
-        self.gradient = ms.value_and_grad(loss, None, parameters, has_aux=True)
-
-    def construct(self, tokens, starts, weights):
-        return self.gradient(tokens, starts, weights)
-
-
 setup_device(ContextConfig())
 rows, prompt, answer, config = 32, 4, 32, ModelConfig(102400, 16, 16, 1, 2, 1)
 model = Qwen2ForCausalLM(config, prompt + answer)
 load_parameters(model, random_values(config, 0), "random values")
 loss = SFTLoss(CompletionLogps(model, rows, prompt, answer))
-gradient = Gradient(loss, ParameterTuple(model.trainable_params()))
+gradient = LossGradient(loss, ParameterTuple(model.trainable_params()))
 tokens = np.random.default_rng(0).integers(0, config.vocab_size, (rows, prompt + answer)).astype(np.int32)
 inputs = [Tensor(x) for x in (tokens, np.zeros(rows, np.int32), np.ones((rows, answer), np.float32))]
 before = peak_resident_bytes()  # ru_maxrss would begin at the parent's
 for _ in range(2):
-    (value, _), gradients = gradient(*inputs)
-    assert np.isfinite(float(value.asnumpy())) and np.abs(gradients[0].asnumpy()).max() > 0
+    losses, gradients = gradient(*inputs)
+    assert np.isfinite(losses.asnumpy()).all() and np.abs(gradients[0].asnumpy()).max() > 0
 print("MEASURED", (peak_resident_bytes() - before) / 2**20)
 """
 
@@ -137,7 +172,7 @@ def test_memory_of_a_large_vocabulary(tmp_path):
     done = subprocess.run(
         [sys.executable, str(script)],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "tests")))},
         capture_output=True,
         text=True,
         timeout=120,

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from mindspore import Tensor, ops
@@ -15,6 +17,7 @@ from r1parallel.models.parameters import (
     random_source,
     random_values,
     set_slices,
+    share_parameters,
     state_values,
     transposed_weights,
 )
@@ -116,6 +119,53 @@ def test_a_model_takes_over_the_values_of_another(noisy_values, source_rows, tar
     overwrite_in_place(source)  # the copy must not follow
     for name, value in noisy_values(UNTIED, seed=1).items():
         np.testing.assert_array_equal(parameter_values(target)[name], value)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_twin_has_the_very_parameters(noisy_values, tied):
+    config = replace(UNTIED, tie_word_embeddings=tied)
+    model, twin = Qwen2ForCausalLM(config, 4), Qwen2ForCausalLM(config, 4)
+    names = [p.name for p in twin.get_parameters()]
+    share_parameters(model, twin)
+    assert [p.name for p in twin.get_parameters()] == names == [p.name for p in model.get_parameters()]
+    ours = model_parameters(twin)
+    assert all(ours[name] is parameter for name, parameter in model_parameters(model).items())
+    for number, (source, target) in enumerate(((model, twin), (twin, model))):
+        values = noisy_values(config, seed=number)
+        load_parameters(source, values, "test")  # set_data on the one …
+        for name, value in parameter_values(target).items():  # … is seen by the other
+            np.testing.assert_array_equal(value, values[name])
+    overwrite_in_place(model)
+    assert all((value == 7.0).all() for value in parameter_values(twin).values())
+
+
+def test_a_twin_computes_with_what_its_model_has_learned(noisy_values):
+    """Also after both have been compiled."""
+    model, twin, fresh = (Qwen2ForCausalLM(UNTIED, 4) for _ in range(3))
+    share_parameters(model, twin)
+    tokens, slots = Tensor(np.array([[3, 1, 2, 5]], np.int32)), Tensor(np.arange(4, dtype=np.int32))
+    starts = Tensor(np.zeros(1, np.int32))
+    for seed in (0, 1):
+        for cell in (model, fresh):
+            load_parameters(cell, noisy_values(UNTIED, seed), "test")
+        logits = [cell(tokens, slots, starts).asnumpy() for cell in (model, twin, fresh)]
+        np.testing.assert_array_equal(logits[0], logits[2])
+        np.testing.assert_array_equal(logits[1], logits[2])
+
+
+def test_a_shallower_model_is_no_twin():
+    deeper = Qwen2ForCausalLM(replace(UNTIED, num_layers=3), 4)
+    with pytest.raises(KeyError):
+        share_parameters(deeper, make_model())
+
+
+def test_a_twin_may_be_cut_into_other_runs(noisy_values):
+    """The training program is cut into the stages' runs when it is compiled, its twin only later."""
+    model, twin = make_model(), make_model()
+    model.model.cut((1, 1))
+    share_parameters(model, twin)
+    load_parameters(model, noisy_values(UNTIED), "test")
+    assert all((parameter_values(twin)[name] == value).all() for name, value in noisy_values(UNTIED).items())
 
 
 def test_random_values():

@@ -1,5 +1,7 @@
 """What padding, masks and positions may and may not change. Numbers are checked in tests/parity."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from mindspore import Tensor
@@ -15,8 +17,14 @@ ROWS = [[5, 9, 2, 30], [7, 7, 1, 0, 36, 4, 12, 8], [11]]
 @pytest.fixture(scope="module")
 def run(mindspore_cpu, tiny_config, noisy_values):
     """run(tokens [3, 8], starts [3]) → logits [3, 8, V]."""
-    model = Qwen2ForCausalLM(tiny_config, SLOTS)
-    load_parameters(model, noisy_values(tiny_config, seed=6), "random values")
+    return make_run(tiny_config, noisy_values(tiny_config, seed=6))
+
+
+def make_run(config, values, counts=None):
+    model = Qwen2ForCausalLM(config, SLOTS)
+    if counts is not None:
+        model.model.cut(counts)
+    load_parameters(model, values, "random values")
     model.set_train(False)
     slots = Tensor(np.arange(SLOTS, dtype=np.int32))
 
@@ -62,3 +70,23 @@ def test_order_matters(run):
     swapped = tokens.copy()
     swapped[0, [4, 5]] = swapped[0, [5, 4]]
     assert np.abs(run(tokens, starts)[0, -1] - run(swapped, starts)[0, -1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("counts", [(1, 1, 1, 1), (3, 1), (1, 3), (2, 2)])
+def test_a_model_in_runs_of_layers_is_the_same_model(mindspore_cpu, tiny_config, noisy_values, counts):
+    """Runs are what pipeline stages hold; each makes its own geometry from the same slots and starts."""
+    config = replace(tiny_config, num_layers=4)
+    values = noisy_values(config, seed=6)
+    tokens, starts = right_aligned(ROWS, SLOTS, 0)
+    expected = make_run(config, values)(tokens, starts)
+    np.testing.assert_array_equal(make_run(config, values, counts)(tokens, starts), expected)
+
+
+def test_cutting_keeps_every_layer_and_every_name(mindspore_cpu, tiny_config):
+    model = Qwen2ForCausalLM(tiny_config, SLOTS)
+    names = [p.name for p in model.get_parameters()]
+    model.model.cut((1, 1))
+    assert [p.name for p in model.get_parameters()] == names
+    assert len(model.model.geometries) == 2
+    with pytest.raises(AssertionError):
+        model.model.cut((1, 2))

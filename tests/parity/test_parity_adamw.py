@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn, ops
+from one_rank import WholeLayout, actor_config
 
 from r1parallel.config.schema import OptimizerConfig
+from r1parallel.parallel.world import World
 from r1parallel.training.step import TrainStep
 
 UPDATES, ROWS, INPUTS, OUTPUTS = 5, 6, 4, 3
@@ -12,18 +14,18 @@ RATES = (0.3, 0.2, 0.1, 0.2, 0.05)
 
 
 class LeastSquares(nn.Cell):
-    """Half the sum of squares of (x · weightᵀ + bias) · norm − y."""
+    """Half the squares of (x · weightᵀ + bias) · norm − y, whose sum is the loss."""
 
     def __init__(self, start: dict[str, np.ndarray]):
         super().__init__()
         self.weight = Parameter(Tensor(start["weight"]), name="weight")
         self.bias = Parameter(Tensor(start["bias"]), name="bias")
         self.norm = Parameter(Tensor(start["norm"]), name="norm.weight")
-        self.matmul, self.sum = ops.MatMul(transpose_b=True), ops.ReduceSum()
+        self.matmul = ops.MatMul(transpose_b=True)
 
     def construct(self, x, y):
         errors = (self.matmul(x, self.weight) + self.bias) * self.norm - y
-        return 0.5 * self.sum(errors * errors), errors
+        return 0.5 * errors * errors
 
 
 def problem() -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
@@ -77,9 +79,10 @@ def test_five_updates_in_two_micro_batches_each(mindspore_cpu, reference, config
         assert min(norms) < config.max_grad_norm < max(norms)  # clipping happens, but not always
     start, x, y = problem()
     model = LeastSquares(start)
-    step = TrainStep(model, model.trainable_params(), config)
+    parameters = model.trainable_params()
+    step = TrainStep(model, parameters, WholeLayout(parameters), World(), actor_config(config, 2), (x[0], y[0]))
     for i in range(UPDATES):
-        loss = sum(float(step.accumulate(x[i, part], y[i, part])[0]) for part in (slice(0, 3), slice(3, 6)))
+        loss = float(step.accumulate(x[i], y[i]).sum())
         assert step.apply(RATES[i], loss, "test") == pytest.approx(norms[i], rel=1e-5)
         for name, parameter in (("weight", model.weight), ("bias", model.bias), ("norm", model.norm)):
             np.testing.assert_allclose(parameter.asnumpy(), states[i][name], rtol=0, atol=1e-6, err_msg=name)

@@ -2,10 +2,10 @@
 
 from types import SimpleNamespace
 
-import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import ParameterTuple, Tensor, nn
+from mindspore import ParameterTuple, Tensor
+from one_rank import LossGradient
 
 from r1parallel.checkpoint.names import to_hf
 from r1parallel.config.model import ModelConfig
@@ -24,17 +24,6 @@ CONFIGS = {
 PROMPT_SLOTS, ANSWER_SLOTS = 7, 5
 PROMPT_LENGTHS, ANSWER_LENGTHS = (7, 4, 1, 6), (5, 1, 4, 3)
 ROWS, SLOTS = len(PROMPT_LENGTHS), PROMPT_SLOTS + ANSWER_SLOTS
-
-
-class Gradient(nn.Cell):
-    """The SFT loss and its gradients, in one graph."""
-
-    def __init__(self, loss: SFTLoss, parameters: ParameterTuple):
-        super().__init__(auto_prefix=False)
-        self.gradient = ms.value_and_grad(loss, None, parameters, has_aux=True)
-
-    def construct(self, tokens, starts, weights):
-        return self.gradient(tokens, starts, weights)
 
 
 @pytest.fixture(scope="module", params=CONFIGS.values(), ids=CONFIGS)
@@ -78,10 +67,10 @@ def test_gradients_of_the_sft_loss(pair):
     parameters = ParameterTuple(pair.ours.trainable_params())
     loss = SFTLoss(CompletionLogps(pair.ours, ROWS, PROMPT_SLOTS, ANSWER_SLOTS))
     inputs = (Tensor(pair.tokens), Tensor(pair.starts), Tensor(weights))
-    (value, _), gradients = Gradient(loss, parameters)(*inputs)
+    losses, gradients = LossGradient(loss, parameters)(*inputs)
     expected = _loss_of_transformers(pair)
     expected.backward()
-    assert float(value.asnumpy()) == pytest.approx(expected.item(), rel=1e-5)
+    assert losses.asnumpy().sum(dtype=np.float64) == pytest.approx(expected.item(), rel=1e-5)
     theirs = dict(pair.theirs.named_parameters())
     for parameter, gradient in zip(parameters, gradients, strict=True):
         wanted = theirs[to_hf(parameter.name)].grad.numpy()

@@ -10,8 +10,8 @@ from r1parallel.models.logps import CompletionLogps
 from r1parallel.models.parameters import load_parameters, random_values
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
 from r1parallel.rl.advantages import group_advantages, kept_rows
-from r1parallel.rl.losses import GRPOLoss, sequence_mean_weights
-from r1parallel.training.step import Accumulate
+from r1parallel.rl.losses import GRPOLoss, sequence_mean_weights, token_values
+from r1parallel.training.gradients import Gradients
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
 GROUP, ROWS, SLOTS = 3, 6, 7  # two groups
@@ -30,14 +30,14 @@ class GivenLogps(nn.Cell):
 
 
 class Graph:
-    """GRPOLoss over given log-probs; calling it gives the loss cell's values and the gradient by the log-probs."""
+    """GRPOLoss over given log-probs; calling it gives what the loss says, and its gradient by the log-probs."""
 
     def __init__(self, low, high, beta, on_policy=False):
         self.settings = low, high, beta
         self.stub = GivenLogps()
         self.sums = Parameter(Tensor(np.zeros((ROWS, SLOTS), np.float32)), name="gradient_sum.logps")
         loss = GRPOLoss(self.stub, low, high, beta, on_policy)
-        self.cell = Accumulate(loss, ParameterTuple([self.stub.values]), ParameterTuple([self.sums]))
+        self.cell = Gradients(loss, ParameterTuple([self.stub.values]), ParameterTuple([self.sums]))
 
     def __call__(self, case):
         self.stub.values.set_data(Tensor(case.logps))
@@ -51,8 +51,9 @@ class Graph:
             group_advantages(case.rewards, GROUP)[:, None],
             sequence_mean_weights(case.lengths, kept, SLOTS),
         )
-        values = [value.asnumpy() for value in self.cell(*(Tensor(x) for x in inputs))]
-        return values, self.sums.asnumpy().copy()
+        said = self.cell(*(Tensor(x) for x in inputs)).asnumpy()
+        assert said.shape == (ROWS, 5 * SLOTS)
+        return token_values(said), self.sums.asnumpy().copy()
 
 
 class Case:
@@ -93,9 +94,10 @@ def graph(request):
 def test_loss_and_tokens_agree_with_the_paper(graph, seed):
     case = Case(seed)
     expected = case.reference(*graph.settings)
-    (loss, logps, ratio, kl, clipped), gradient = graph(case)
+    (losses, logps, ratio, kl, clipped), gradient = graph(case)
     counted = ~case.outside & kept_rows(case.rewards, GROUP)[:, None]
-    assert loss == pytest.approx(expected.loss, rel=case.tolerance, abs=1e-6)
+    assert losses.sum(dtype=np.float64) == pytest.approx(expected.loss, rel=case.tolerance, abs=1e-6)
+    assert not losses[~counted].any()
     np.testing.assert_allclose(ratio[counted], expected.ratio[counted], rtol=case.tolerance)
     np.testing.assert_allclose(kl[counted], expected.kl[counted], rtol=case.tolerance, atol=case.tolerance)
     np.testing.assert_array_equal(clipped[counted], expected.clipped[counted])
@@ -132,10 +134,10 @@ def test_reference_gradient_is_the_slope_of_the_reference_loss():
 def test_on_policy_the_ratio_is_one_and_the_gradient_stays():
     graph = Graph(0.2, 0.2, 0.04, on_policy=True)
     case = Case(3)
-    (loss, _, ratio, _, clipped), gradient = graph(case)
+    (losses, _, ratio, _, clipped), gradient = graph(case)
     case.old[:] = case.logps  # what "on policy" means; the graph was given other numbers
     expected = case.reference(*graph.settings)
-    assert loss == pytest.approx(expected.loss, rel=1e-6, abs=1e-6)
+    assert losses.sum(dtype=np.float64) == pytest.approx(expected.loss, rel=1e-6, abs=1e-6)
     assert (ratio == 1.0).all()
     assert not clipped.any()
     np.testing.assert_allclose(gradient, expected.gradient, rtol=1e-5, atol=1e-6)
@@ -159,11 +161,11 @@ def test_over_the_real_model_the_loss_is_the_papers():
     advantages = group_advantages(case.rewards, GROUP)[:, None]
     weights = sequence_mean_weights(case.lengths, kept_rows(case.rewards, GROUP), SLOTS)
     inputs = (tokens, starts, case.old.astype(np.float32), case.ref.astype(np.float32), advantages, weights)
-    loss, seen, ratio, kl, clipped = (value.asnumpy() for value in loss_cell(*(Tensor(x) for x in inputs)))
+    losses, seen, ratio, kl, clipped = token_values(loss_cell(*(Tensor(x) for x in inputs)).asnumpy())
     case.old, case.ref = inputs[2], inputs[3]
     expected = case.reference(0.2, 0.2, 0.04)
     np.testing.assert_array_equal(seen, logps)
-    assert loss == pytest.approx(expected.loss, rel=1e-6, abs=1e-6)
+    assert losses.sum(dtype=np.float64) == pytest.approx(expected.loss, rel=1e-6, abs=1e-6)
     inside = ~case.outside
     np.testing.assert_allclose(ratio[inside], expected.ratio[inside], rtol=1e-6)
     np.testing.assert_allclose(kl[inside], expected.kl[inside], rtol=1e-6, atol=1e-6)
@@ -175,9 +177,19 @@ def test_garbage_past_the_end_changes_no_bit(graph):
     before = graph(case)
     for array in (case.logps, case.old, case.ref):
         array[case.outside] = 0.0
-    (loss, *_), gradient = graph(case)
-    assert loss == before[0][0]
+    values, gradient = graph(case)
+    assert np.isnan(before[0].logps[case.outside]).any()  # the garbage was there
+    for part in ("loss", "ratio", "kl", "clipped"):
+        np.testing.assert_array_equal(getattr(values, part), getattr(before[0], part))
     np.testing.assert_array_equal(gradient, before[1])
+
+
+def test_token_values_are_the_five_parts_in_order():
+    rows = np.arange(2 * 15, dtype=np.float32).reshape(2, 15)
+    parts = token_values(rows)
+    assert parts._fields == ("loss", "logps", "ratio", "kl", "clipped")
+    for i, part in enumerate(parts):
+        np.testing.assert_array_equal(part, rows[:, 3 * i : 3 * i + 3])
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.booleans()), min_size=1, max_size=8))

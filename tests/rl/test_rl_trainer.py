@@ -5,7 +5,7 @@ import pytest
 from mindspore import Tensor
 from tiny_runs import MODEL, SIZES, STOP_ID, grpo_config, tiny_inputs
 
-from r1parallel.checkpoint.load import read_model
+from r1parallel.checkpoint.load import ArraySource, read_model
 from r1parallel.config.model import ModelConfig
 from r1parallel.data.mindrecord import read_mindrecord
 from r1parallel.data.tokenizer import load_tokenizer
@@ -14,6 +14,7 @@ from r1parallel.generation.engine import Completions
 from r1parallel.models.logps import CompletionLogps
 from r1parallel.models.parameters import parameter_values, random_values
 from r1parallel.monitor.phases import PhaseTimer
+from r1parallel.parallel.world import World
 from r1parallel.rewards import REWARDS, Scores
 from r1parallel.rl.experience import collect
 from r1parallel.rl.trainer import GRPOTrainer
@@ -44,8 +45,8 @@ def sevens():
 def make_trainer(inputs, model, weights, **changes):
     rewards = {"reward_config__verifier_function": "sevens", "reward_config__verifier_weight": "1"}
     config = grpo_config(inputs, inputs.folder / "unused", **rewards, **changes)
-    trainer = GRPOTrainer(config, model, read_mindrecord(inputs.train), load_tokenizer(inputs.tokenizer))
-    trainer.load(weights, None, "random")
+    trainer = GRPOTrainer(config, model, read_mindrecord(inputs.train), load_tokenizer(inputs.tokenizer), World())
+    trainer.load(ArraySource(weights, "random"), None)
     return trainer
 
 
@@ -78,12 +79,12 @@ def odd(inputs):
         return generate(prompts, seed, samples, progress)
 
     trainer.engine.generate = noted
-    trainer.references = [parameter_values(trainer.reference)]
-    trainer.actors = [parameter_values(trainer.actor)]
+    trainer.references = [parameter_values(trainer.reference.model)]
+    trainer.actors = [trainer.actor.values()]
     for number in range(4):
         trainer.results.append(trainer.run_step(number, PhaseTimer(), False))
-        trainer.actors.append(parameter_values(trainer.actor))
-        trainer.references.append(parameter_values(trainer.reference))
+        trainer.actors.append(trainer.actor.values())
+        trainer.references.append(parameter_values(trainer.reference.model))
     return trainer
 
 
@@ -169,6 +170,7 @@ def test_a_reward_that_can_be_moved_rises(inputs):
         actor_config__lr_schedule__lr=0.01,
     )
     assert trainer.reference is None
+    assert trainer.actor.old_logps is None
     results = [trainer.run_step(number, PhaseTimer(), False).metrics for number in range(15)]
     rewards = [metrics["reward_mean"] for metrics in results]
     assert np.mean(rewards[:2]) < 0.2
@@ -182,9 +184,10 @@ def test_a_reward_that_can_be_moved_rises(inputs):
 
 def test_reference_from_another_checkpoint(odd, inputs):
     other = random_values(ODD, 1, 0.3)
-    odd.load(odd.actors[0], other, "two checkpoints")
-    assert same(parameter_values(odd.reference), other)
-    assert same(parameter_values(odd.actor), odd.actors[0])
+    odd.load(ArraySource(odd.actors[0], "one checkpoint"), ArraySource(other, "another"))
+    assert same(parameter_values(odd.reference.model), other)
+    assert same(odd.actor.values(), odd.actors[0])
+    assert same(parameter_values(odd.engine.model), odd.actors[0])
 
 
 @pytest.mark.parametrize(
@@ -222,8 +225,9 @@ def test_collect_puts_prompt_and_completion_side_by_side():
 def test_completion_log_probs_do_not_depend_on_neighbours(odd):
     """A row's log-probs are those of the row alone: nothing leaks between the rows of a batch."""
     experience = odd.results[0].experience
-    odd.load(odd.actors[0], None, "again")
-    alone = CompletionLogps(odd.actor, 1, odd.prompt_length, 7)
+    odd.load(ArraySource(odd.actors[0], "again"), None)
+    assert same(parameter_values(odd.reference.model), odd.actors[0])  # the actor's where there is no other
+    alone = CompletionLogps(odd.actor.model, 1, odd.slots.prompt, 7)
     for row in (0, 7, 14):
         tokens, starts = experience.tokens[row : row + 1], experience.starts[row : row + 1]
         logps = alone(Tensor(tokens), Tensor(starts)).asnumpy()[0]

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mindspore import Tensor
+from one_rank import actor_config
 from tiny_runs import MODEL
 
 from r1parallel.config.schema import OptimizerConfig
@@ -13,11 +14,15 @@ from r1parallel.errors import UserError
 from r1parallel.models.logps import CompletionLogps
 from r1parallel.models.parameters import load_parameters, parameter_values, random_values
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
+from r1parallel.parallel.layout import ModelLayout
+from r1parallel.parallel.mesh import Mesh
+from r1parallel.parallel.world import World
 from r1parallel.rewards import Scores
 from r1parallel.rl.advantages import group_advantages, kept_rows
 from r1parallel.rl.experience import Experience, batched_logps
-from r1parallel.rl.losses import GRPOLoss
+from r1parallel.rl.losses import GRPOLoss, token_values
 from r1parallel.rl.metrics import reward_metrics, update_metrics
+from r1parallel.rl.models import Slots, example_batch
 from r1parallel.rl.update import TokenStatistics, run_update, update_batches
 from r1parallel.training.step import TrainStep
 
@@ -52,13 +57,20 @@ def model(mindspore_cpu):
 
 @pytest.fixture(scope="module")
 def steps(model):
-    """Rows of a micro-batch → the step that takes them."""
+    """Rows of a micro-batch → the step that takes ROWS rows an update in such micro-batches."""
+    return {micro_rows: make_step(model, ROWS, micro_rows) for micro_rows in (1, 2, 4)}
 
-    def make_step(micro_rows):
-        loss = GRPOLoss(CompletionLogps(model, micro_rows, PROMPT, SLOTS), 0.2, 0.2, BETA, on_policy=False)
-        return Recorder(loss, model.trainable_params(), OptimizerConfig())
 
-    return {micro_rows: make_step(micro_rows) for micro_rows in (1, 2, 4)}
+@pytest.fixture(scope="module")
+def group_step(model):
+    """The step that takes one group an update, as one micro-batch."""
+    return make_step(model, GROUP, GROUP)
+
+
+def make_step(model, rows, micro_rows):
+    loss = GRPOLoss(CompletionLogps(model, micro_rows, PROMPT, SLOTS), 0.2, 0.2, BETA, on_policy=False)
+    config, examples = actor_config(OptimizerConfig(), rows // micro_rows), example_batch(rows, Slots(PROMPT, SLOTS))
+    return Recorder(loss, model.trainable_params(), ModelLayout(MODEL, Mesh()), World(), config, examples)
 
 
 @pytest.fixture(scope="module")
@@ -94,10 +106,10 @@ def moved_policy(experience):
     return replace(experience, old_logps=np.where(experience.inside, experience.old_logps + shift, 0))
 
 
-def update(step, experience, rows, micro_rows, first_pass=True, statistics=None):
+def update(step, experience, rows, first_pass=True, statistics=None):
     step.forget()
     statistics = statistics or TokenStatistics()
-    run_update(step, experience, np.asarray(rows), micro_rows, BETA, 1e-3, "step 1", statistics, first_pass)
+    run_update(step, experience, np.asarray(rows), BETA, 1e-3, "step 1", statistics, first_pass)
     return statistics
 
 
@@ -111,7 +123,7 @@ def assert_same_gradients(actual, expected):
 
 def test_loss_and_metrics_of_an_update_are_the_papers(steps, experience):
     moved = moved_policy(experience)
-    metrics = update_metrics(update(steps[4], moved, range(ROWS), 4))
+    metrics = update_metrics(update(steps[4], moved, range(ROWS)))
     expected = paper.grpo(
         experience.old_logps, moved.old_logps, moved.ref_logps, moved.rewards, GROUP, LENGTHS, 0.2, 0.2, BETA
     )
@@ -129,8 +141,8 @@ def test_loss_and_metrics_of_an_update_are_the_papers(steps, experience):
 @pytest.mark.parametrize("micro_rows", [1, 2])
 def test_micro_batches_do_not_change_loss_or_gradients(steps, experience, micro_rows):
     experience = moved_policy(experience)
-    whole = update(steps[4], experience, range(ROWS), 4)
-    parts = update(steps[micro_rows], experience, range(ROWS), micro_rows)
+    whole = update(steps[4], experience, range(ROWS))
+    parts = update(steps[micro_rows], experience, range(ROWS))
     assert steps[micro_rows].loss == pytest.approx(steps[4].loss, rel=1e-6, abs=5e-7)
     assert_same_gradients(steps[micro_rows].gradients, steps[4].gradients)
     before, after = update_metrics(whole), update_metrics(parts)
@@ -140,38 +152,37 @@ def test_micro_batches_do_not_change_loss_or_gradients(steps, experience, micro_
 
 def test_order_of_rows_does_not_change_loss_or_gradients(steps, experience):
     experience = moved_policy(experience)
-    update(steps[4], experience, range(ROWS), 4)
+    update(steps[4], experience, range(ROWS))
     loss, gradients = steps[4].loss, steps[4].gradients
     for seed in range(3):
-        update(steps[4], experience, np.random.default_rng(seed).permutation(ROWS), 4)
+        update(steps[4], experience, np.random.default_rng(seed).permutation(ROWS))
         assert steps[4].loss == pytest.approx(loss, rel=1e-6, abs=5e-7)
         assert_same_gradients(steps[4].gradients, gradients)
 
 
-def test_a_skipped_group_counts_nowhere(steps, experience):
+def test_a_skipped_group_counts_nowhere(steps, group_step, experience):
     skipped = replace(experience, kept=np.repeat([True, False], GROUP))
-    both = update(steps[4], skipped, range(ROWS), 4)
+    both = update(steps[4], skipped, range(ROWS))
     loss, gradients = steps[4].loss, steps[4].gradients
-    alone = update(steps[4], experience, range(GROUP), 4)
-    assert loss == pytest.approx(steps[4].loss, rel=1e-6, abs=5e-7)
-    assert_same_gradients(gradients, steps[4].gradients)
+    alone = update(group_step, experience, range(GROUP))
+    assert loss == pytest.approx(group_step.loss, rel=1e-6, abs=5e-7)
+    assert_same_gradients(gradients, group_step.gradients)
     assert both.tokens == alone.tokens == LENGTHS[:GROUP].sum()
 
 
 def test_forward_graph_and_training_graph_agree_to_the_last_bit(model, steps, experience):
     order = np.random.default_rng(1).permutation(ROWS)
-    unused = np.zeros((4, SLOTS), np.float32)
+    unused = np.zeros((ROWS, SLOTS), np.float32)
     steps[4].forget()
-    for rows in (order[:4], order[4:]):
-        inputs = (experience.tokens[rows], experience.starts[rows], unused, unused, unused[:, :1], unused)
-        logps = steps[4].accumulate(*inputs)[1]
-        inside = experience.inside[rows]
-        np.testing.assert_array_equal(logps[inside], experience.old_logps[rows][inside])
+    inputs = (experience.tokens[order], experience.starts[order], unused, unused, unused[:, :1], unused)
+    logps = token_values(steps[4].accumulate(*inputs)).logps
+    inside = experience.inside[order]
+    np.testing.assert_array_equal(logps[inside], experience.old_logps[order][inside])
     assert not any(p.asnumpy().any() for p in steps[4].optimizer.sums)  # weights of 0 give no gradient
 
 
 def test_first_update_has_ratio_exactly_one(steps, experience):
-    statistics = update(steps[4], experience, range(ROWS), 4)
+    statistics = update(steps[4], experience, range(ROWS))
     metrics = update_metrics(statistics)
     assert metrics["first_update_ratio_deviation"] == 0.0
     assert metrics["first_update_clip_fraction"] == 0.0
@@ -182,19 +193,19 @@ def test_first_update_has_ratio_exactly_one(steps, experience):
     assert metrics["rollout_logp_diff_max"] == pytest.approx(gap.max(), rel=1e-5)
 
 
-def test_gap_to_the_rollout_does_not_hold_what_the_updates_changed(steps, experience):
+def test_gap_to_the_rollout_does_not_hold_what_the_updates_changed(group_step, experience):
     """In a later update of the first pass the policy has moved; the gap is of the policy that made the rollout."""
-    statistics = update(steps[4], experience, range(GROUP), 4)
+    statistics = update(group_step, experience, range(GROUP))
     statistics.gap = statistics.gap_tokens = statistics.gap_max = 0.0
     far = replace(experience, old_logps=experience.old_logps + 1, rollout_logps=experience.rollout_logps + 1)
-    update(steps[4], far, range(GROUP, ROWS), 4, statistics=statistics)
+    update(group_step, far, range(GROUP, ROWS), statistics=statistics)
     assert 0 < statistics.gap_max < 0.01
     assert statistics.gap_tokens == LENGTHS[GROUP:].sum()
     assert statistics.first_tokens == LENGTHS[:GROUP].sum()
 
 
 def test_gap_is_measured_in_the_first_pass_only(steps, experience):
-    statistics = update(steps[4], experience, range(ROWS), 4, first_pass=False)
+    statistics = update(steps[4], experience, range(ROWS), first_pass=False)
     assert statistics.gap_tokens == 0
     assert statistics.tokens == LENGTHS.sum()
 
@@ -206,7 +217,7 @@ def test_bad_numbers_stop_before_the_update_and_name_the_rows(model, steps, expe
     broken.advantages = broken.advantages.astype(np.float32)
     message = r"loss is (nan|-?inf) at step 1, data set rows 7, 11; stopped before the update"
     with pytest.raises(UserError, match=message):
-        update(steps[4], broken, range(ROWS), 4)
+        update(steps[4], broken, range(ROWS))
     assert steps[4].updates == 0
     for name, value in parameter_values(model).items():
         np.testing.assert_array_equal(value, before[name])
@@ -267,7 +278,7 @@ def test_metrics_are_finite_when_no_group_can_be_scored(steps, experience):
     skipped = replace(
         experience, rewards=nothing, advantages=group_advantages(nothing, GROUP), kept=kept_rows(nothing, GROUP)
     )
-    statistics = update(steps[4], skipped, range(ROWS), 4)
+    statistics = update(steps[4], skipped, range(ROWS))
     metrics = update_metrics(statistics) | reward_metrics(skipped, GROUP)
     assert metrics["skipped_groups"] == 2
     assert "reward_mean" not in metrics

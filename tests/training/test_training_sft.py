@@ -10,6 +10,7 @@ from r1parallel.data.mindrecord import read_mindrecord
 from r1parallel.errors import UserError
 from r1parallel.models.logps import CompletionLogps
 from r1parallel.models.parameters import load_parameters, parameter_values, random_values
+from r1parallel.parallel.world import World
 from r1parallel.training.sft import SFTTrainer
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
@@ -22,7 +23,7 @@ def inputs():
 
 def make_trainer(inputs, **changes):
     config = sft_config(inputs, inputs.folder / "unused", **changes)
-    trainer = SFTTrainer(config, MODEL, read_mindrecord(inputs.train), read_mindrecord(inputs.held_out))
+    trainer = SFTTrainer(config, MODEL, read_mindrecord(inputs.train), read_mindrecord(inputs.held_out), World())
     load_parameters(trainer.model, random_values(MODEL, 0, 0.3), "random")
     return trainer
 
@@ -89,19 +90,19 @@ def test_rows_longer_than_the_models_positions_are_refused(inputs):
     config = sft_config(inputs, inputs.folder / "unused")
     short = ModelConfig(**{**vars(MODEL), "max_position_embeddings": 20})
     with pytest.raises(UserError, match=r"rows need \d\d positions, the model has 20; prepare the data with a smaller"):
-        SFTTrainer(config, short, read_mindrecord(inputs.train), None)
+        SFTTrainer(config, short, read_mindrecord(inputs.train), None, World())
 
 
 def test_steps_come_from_max_steps_or_from_the_epochs(inputs):
     rows = read_mindrecord(inputs.train)
     config = sft_config(inputs, inputs.folder / "unused", max_steps=0, epochs=3)
-    assert SFTTrainer(config, MODEL, rows, None).total == 3 * 32 // 8
+    assert SFTTrainer(config, MODEL, rows, None, World()).total == 3 * 32 // 8
     config.sft_config.max_steps = 5
-    assert SFTTrainer(config, MODEL, rows, None).total == 5
+    assert SFTTrainer(config, MODEL, rows, None, World()).total == 5
 
 
 def test_an_update_larger_than_the_data_set_is_refused(inputs):
     rows = read_mindrecord(inputs.train)
     few = replace(rows, prompt_ids=rows.prompt_ids[:7])
     with pytest.raises(UserError, match="a batch of 8 rows cannot be cut from a data set of 7"):
-        SFTTrainer(sft_config(inputs, inputs.folder / "unused"), MODEL, few, None)
+        SFTTrainer(sft_config(inputs, inputs.folder / "unused"), MODEL, few, None, World())

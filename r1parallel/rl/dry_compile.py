@@ -1,0 +1,109 @@
+"""One rank's graph compiled by a single process that never runs it: python -m r1parallel.rl.dry_compile FOLDER."""
+
+import json
+import pickle
+import time
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+from mindspore import nn
+from mindspore.nn.utils import no_init_parameters
+
+from r1parallel.config.model import ModelConfig, load_model_config
+from r1parallel.config.schema import RunConfig, SFTConfig
+from r1parallel.cpu_backend.enable import enable
+from r1parallel.data.mindrecord import Rows
+from r1parallel.errors import run_command
+from r1parallel.generation.engine import RolloutEngine
+from r1parallel.models.parameters import transposed_weights
+from r1parallel.monitor.memory import peak_resident_bytes
+from r1parallel.parallel.device import setup_device
+from r1parallel.parallel.model_layout import model_layout
+from r1parallel.parallel.msrun import die_with_parent
+from r1parallel.parallel.world import DryWorld
+from r1parallel.rl.dry_run import REQUEST, RESULT, STRATEGY
+from r1parallel.rl.models import Actor, Reference, Slots
+from r1parallel.training.sft import SFTTrainer
+
+
+def main(argv: Sequence[str]) -> None:
+    """Do what FOLDER/request.pickle asks for and write FOLDER/result.json."""
+    die_with_parent()
+    folder, start = Path(argv[0]), time.monotonic()
+    config, model, rank, world_size = pickle.loads((folder / REQUEST).read_bytes())
+    result: dict[str, object]
+    try:
+        turned = compile_rank(config, model, rank, world_size, folder / STRATEGY)
+        result = {"error": "", "transposed": sorted(turned)}
+    except Exception as error:  # whatever MindSpore raises: the user is told its first line
+        lines = [line for line in str(error).splitlines() if line.strip("- ")]
+        result = {"error": f"{type(error).__name__}: {lines[0] if lines else ''}"}
+    result |= {"seconds": time.monotonic() - start, "peak_bytes": peak_resident_bytes()}
+    (folder / RESULT).write_text(json.dumps(result))
+
+
+def compile_rank(config: RunConfig, model: str, rank: int, world_size: int, strategy_file: Path) -> set[str]:
+    """Let MindSpore lay out one of a run's models for one rank. No weights are allocated.
+
+    The program is the one that a run compiles, on shorter rows and fewer micro-batches: neither changes the layout.
+
+    Args:
+        config: of the run.
+        model: "actor", "ref" or "generate".
+        rank: of the job.
+        world_size: its number of ranks, more than one.
+        strategy_file: where MindSpore writes the layout.
+
+    Returns:
+        Names of the weights that this model keeps as [in, out], and so are described like this in the file.
+    """
+    config = deepcopy(config)
+    config.context.device_target = "CPU"
+    setup_device(config.context)
+    enable((rank, world_size))
+    sizes, world = load_model_config(config.actor_config.model_config), DryWorld(rank, world_size, str(strategy_file))
+    with no_init_parameters():
+        return transposed_weights(_PROGRAMS[model](config, sizes, world))
+
+
+def _actor(config: RunConfig, sizes: ModelConfig, world: DryWorld) -> nn.Cell:
+    parallel = config.actor_config.parallel_config
+    parallel.micro_batch_num = parallel.pipeline_stage
+    slots = _slots(parallel.model_parallel)
+    if config.sft_config == SFTConfig():
+        return Actor(config, sizes, slots, updates=1, world=world).model
+    rows = config.sft_config.batch_size * parallel.data_parallel * parallel.micro_batch_num
+    return SFTTrainer(config, sizes, _any_rows(rows, slots), None, world).model
+
+
+def _reference(config: RunConfig, sizes: ModelConfig, world: DryWorld) -> nn.Cell:
+    return Reference(config, sizes, _slots(config.ref_config.parallel_config.model_parallel), world).model
+
+
+def _generator(config: RunConfig, sizes: ModelConfig, world: DryWorld) -> nn.Cell:
+    generate = config.generate_config
+    slots = _slots(generate.parallel_config.model_parallel)
+    generate.sampling_config.max_tokens = slots.completion
+    mesh, rows = model_layout(config, sizes, "generate", world.size).mesh, generate.infer_model_batch_size
+    return RolloutEngine(sizes, generate.sampling_config, rows, slots.prompt, [], 0, mesh, world).model
+
+
+_PROGRAMS = {"actor": _actor, "ref": _reference, "generate": _generator}
+
+
+def _slots(tp: int) -> Slots:
+    """Short rows that sequence parallelism can share out."""
+    return Slots(2 * tp, 2 * tp)
+
+
+def _any_rows(count: int, slots: Slots) -> Rows:
+    """Full ones, of token 0."""
+    tokens = [np.zeros((count, size), np.int32) for size in (slots.prompt, slots.completion)]
+    lengths = [np.full(count, size, np.int32) for size in (slots.prompt, slots.completion)]
+    return Rows(tokens[0], lengths[0], tokens[1], lengths[1], [""] * count)
+
+
+if __name__ == "__main__":
+    run_command(main)

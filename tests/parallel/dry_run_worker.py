@@ -1,0 +1,41 @@
+"""Compile models for several ranks of several layouts, all in this process; a strategy file for each.
+
+python dry_run_worker.py FOLDER CASE:tied|untied:MODEL:RANK …
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from layout_cases import CASES, Case, model_config
+
+from r1parallel.config.schema import ActorConfig, ParallelConfig, RecomputeConfig, RunConfig
+from r1parallel.rl.dry_compile import compile_rank
+
+
+def run_config(case: Case, tied: bool, folder: Path) -> RunConfig:
+    """A GRPO run whose three models are spread as a case says; the last two over dp and tp alone."""
+    sizes = folder / f"{'tied' if tied else 'untied'}.json"
+    sizes.write_text(json.dumps(model_config(tied).to_hf()))
+    config = RunConfig()
+    config.actor_config = ActorConfig(
+        model_config=str(sizes),
+        parallel_config=ParallelConfig(case.dp, case.tp, case.pp, case.sp, case.pp, case.interleave),
+        offset=[] if case.stages is None else [count - sum(case.stages) // case.pp for count in case.stages],
+        recompute_config=case.recompute or RecomputeConfig(),
+        enable_parallel_optimizer=case.opt,
+    )
+    config.rl_config.batch_size = 2
+    for model in (config.ref_config, config.generate_config):
+        model.parallel_config = ParallelConfig(case.dp * case.pp, case.tp)
+    return config
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    for job in sys.argv[2:]:
+        name, tying, model, rank = job.split(":")
+        config = run_config(CASES[name], tying == "tied", target)
+        turned = compile_rank(config, model, int(rank), CASES[name].world_size, target / f"{job}.ckpt")
+        (target / f"{job}.json").write_text(json.dumps(sorted(turned)))
+        print(f"done {job}", flush=True)

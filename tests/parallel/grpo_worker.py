@@ -1,0 +1,38 @@
+"""One rank, or the only process: GRPO with greedy rollouts, then with sampled ones, as the flags in a file say."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from r1parallel.config.checks import check_config
+from r1parallel.config.command_line import parse_command_line
+from r1parallel.config.load import GRPO_SECTIONS
+from r1parallel.parallel.worker import run_worker
+from r1parallel.parallel.world import launched_world_size
+
+
+def share_of_sevens(prompts, completions, solution):
+    """A reward that differs between the samples of a model that knows nothing."""
+    return [text.count("7") / max(1, len(text)) + 0.1 * len(text) for text in completions]
+
+
+def main(argv: Sequence[str]) -> None:
+    from r1parallel.rewards import REWARDS
+    from r1parallel.rl.loop import run_grpo
+
+    REWARDS["sevens"] = share_of_sevens
+    for run in argv:
+        flags = json.loads(Path(run).read_text())
+        config = parse_command_line(flags["flags"], GRPO_SECTIONS, "grpo_worker.py", "")
+        check_config(config, GRPO_SECTIONS, launched_world_size())
+        if flags[
+            "greedy"
+        ]:  # refused otherwise: greedy samples are not the policy's
+            config.generate_config.sampling_config.temperature = 0.0
+        run_grpo(config)
+        print(f"done {run}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    run_worker(main)

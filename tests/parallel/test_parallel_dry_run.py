@@ -1,0 +1,207 @@
+"""What MindSpore makes of every layout is what the table says.
+
+Ranks of one stage get equal files, so one rank of each stage is compiled, and every rank of two layouts.
+R1_ALL_RANKS=1 compiles every rank of every layout.
+"""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from dry_run_worker import run_config
+from layout_cases import CASES, model_config
+
+from r1parallel.config.model import ModelConfig
+from r1parallel.errors import UserError
+from r1parallel.parallel.layout import ModelLayout
+from r1parallel.parallel.mesh import Mesh
+from r1parallel.parallel.model_layout import configured_layout
+from r1parallel.parallel.msrun import worker_environment
+from r1parallel.parallel.strategy import read_rank_strategy, write_model_strategies
+from r1parallel.parallel.tensor_layout import Layout, TensorLayout
+from r1parallel.parallel.world import DryWorld
+from r1parallel.rl import dry_compile, dry_run
+from r1parallel.rl.dry_run import check_strategy, first_difference
+
+WORKER = Path(__file__).with_name("dry_run_worker.py")
+LIMIT_S = 1500
+ALL_RANKS = bool(os.environ.get("R1_ALL_RANKS"))
+WHOLE = {("dp2-opt", False), ("tp2-pp2-sp", True)}  # layouts of which every rank is compiled
+# Layouts that reference and generator have too, which know neither stages nor optimizer parallel.
+FORWARD = ("dp2", "tp2", "dp2-tp2")
+
+
+def jobs(tying: str) -> list[str]:
+    """CASE:tying:MODEL:RANK of what is compiled."""
+    tied, result = tying == "tied", []
+    for name, case in CASES.items():
+        if not ALL_RANKS and (case.recompute or case.interleave > 1):  # these leave parameters where they are
+            continue
+        stage_size = case.world_size // case.pp
+        every = ALL_RANKS or (name, tied) in WHOLE
+        result += [f"{name}:{tying}:actor:{rank}" for rank in range(0, case.world_size, 1 if every else stage_size)]
+        if name in FORWARD:
+            ranks = range(case.world_size) if ALL_RANKS else [case.world_size - 1]
+            result += [f"{name}:{tying}:{model}:{rank}" for model in ("ref", "generate") for rank in ranks]
+    return result
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tying", ["untied", "tied"])
+def test_mindspore_agrees_with_the_table(tmp_path, tying):
+    wanted = jobs(tying)
+    result = subprocess.run(
+        [sys.executable, str(WORKER), str(tmp_path), *wanted],
+        cwd=tmp_path,
+        env=worker_environment() | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=LIMIT_S,
+        start_new_session=True,
+    )
+    assert result.returncode == 0, result.stdout[-3000:]
+    sizes = model_config(tying == "tied")
+    wrong = {}
+    for job in wanted:
+        name, _, model, rank = job.split(":")
+        layout = configured_layout(run_config(CASES[name], sizes.tie_word_embeddings, tmp_path), model, None)
+        theirs = read_rank_strategy(tmp_path / f"{job}.ckpt", sizes.parameter_shapes())
+        turned = json.loads((tmp_path / f"{job}.json").read_text())
+        assert bool(turned) == (model == "generate")
+        wrong[job] = first_difference(layout, int(rank), theirs, sizes.parameter_shapes(), turned)
+    assert not {job: difference for job, difference in wrong.items() if difference}
+
+
+SIZES = ModelConfig(vocab_size=16, hidden_size=8, intermediate_size=12, num_layers=2, num_heads=4, num_kv_heads=2)
+TABLE = ModelLayout(SIZES, Mesh(dp=2, tp=2, pp=2))
+WO, NORM = "model.layers.0.attention.wo.weight", "model.layers.0.ffn_norm.weight"
+
+
+def difference(name: str, layout: TensorLayout | None, transposed: tuple[str, ...] = ()) -> str | None:
+    """What is said when MindSpore has one parameter of stage 0 in another way, or not at all."""
+    theirs = {**TABLE.stages[0], name: layout}
+    return first_difference(
+        TABLE, 1, {n: t for n, t in theirs.items() if t is not None}, SIZES.parameter_shapes(), transposed
+    )
+
+
+def test_numbers_may_differ_where_the_meaning_does_not():
+    assert difference(NORM, TensorLayout((4,), (-1,))) is None
+    assert difference(WO, TensorLayout((2, 2), (0, -1)), (WO,)) is None
+
+
+def test_differences_name_parameter_rank_and_both_slices():
+    assert difference(WO, TensorLayout((2, 2), (0, -1))) == (
+        f"{WO} on rank 0 is [:, 0:4] in the table, MindSpore has [0:4, :]"
+    )
+    assert difference(WO, TensorLayout((2, 2), (-1, 1))) == (
+        f"{WO} on rank 1 is [:, 4:8] in the table, MindSpore has [:, 0:4]"
+    )
+    assert difference(NORM, None) == f"{NORM} is held according to the table and not according to MindSpore"
+    more = TensorLayout((4,), (-1,))
+    assert (
+        difference("lm_head.weight", more)
+        == "lm_head.weight is held according to MindSpore and not according to the table"
+    )
+    assert "cannot be cut into (3,)" in (difference(NORM, TensorLayout((3,), (0,))) or "")
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run of two stages, and the folder of its strategy files."""
+    config = run_config(CASES["pp2"], True, tmp_path)
+    write_model_strategies(configured_layout(config, "actor", None), "actor", tmp_path)
+    return config, tmp_path
+
+
+@pytest.mark.slow
+def test_a_check_compiles_in_another_process_and_prints_a_line_for_each_rank(run, capsys):
+    config, folder = run
+    check_strategy(config, "actor", [1], folder)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("rank 1: MindSpore lays out all 25 parameters as the table does (")
+
+
+@pytest.mark.slow
+def test_a_wrong_table_is_one_line(run):
+    config, folder = run
+    other = ModelLayout(model_config(True), Mesh(pp=2), stage_layers=(3, 1))
+    write_model_strategies(other, "actor", folder)
+    with pytest.raises(
+        UserError, match=r"rank 1: model\.layers\.2\.attention\.wk\.bias is held according to MindSpore"
+    ):
+        check_strategy(config, "actor", [1], folder)
+
+
+@pytest.mark.slow
+def test_what_cannot_be_compiled_is_one_line(run):
+    config, folder = run
+    config.actor_config.parallel_config.data_parallel = 2
+    with pytest.raises(
+        UserError, match=r"rank 0: .*cannot compile this layout: UserError: actor_config.*processes is 2"
+    ):
+        check_strategy(config, "actor", [0], folder)
+
+
+def test_a_compilation_has_a_limit(run):
+    config, folder = run
+    config.context.wait_limit = 0.1
+    with pytest.raises(UserError, match=r"rank 0: MindSpore did not compile the model within 0\.1 s; raise context"):
+        check_strategy(config, "actor", [0], folder)
+
+
+def test_a_process_that_ends_is_one_line(run, monkeypatch):
+    config, folder = run
+    monkeypatch.setattr(dry_run, "REQUEST", "another name")
+    with pytest.raises(UserError, match="rank 0: the compiling process ended with exit code 1: FileNotFoundError"):
+        check_strategy(config, "actor", [0], folder)
+
+
+@pytest.mark.parametrize(
+    ("compile_rank", "said"),
+    [
+        (lambda *request: {"b", "a"}, {"error": "", "transposed": ["a", "b"]}),
+        (
+            lambda *request: open(request[-1].parent / "no\nfile"),
+            {"error": "FileNotFoundError: [Errno 2] No such file"},
+        ),
+    ],
+)
+def test_the_compiling_process_says_how_it_went(run, monkeypatch, compile_rank, said):
+    config, folder = run
+    monkeypatch.setattr(dry_compile, "die_with_parent", lambda: None)
+    monkeypatch.setattr(dry_compile, "compile_rank", compile_rank)
+    (folder / dry_run.REQUEST).write_bytes(pickle.dumps((config, "actor", 1, 2)))
+    dry_compile.main([str(folder)])
+    result = json.loads((folder / dry_run.RESULT).read_text())
+    assert result.pop("seconds") >= 0 and result.pop("peak_bytes") > 0
+    assert result.keys() == said.keys() and result["error"].startswith(said["error"])
+    assert result.get("transposed") == said.get("transposed")
+
+
+def test_an_sft_run_compiles_its_own_program(run, monkeypatch):
+    config, _ = run
+    built = []
+    monkeypatch.setattr(dry_compile, "SFTTrainer", lambda *made: built.append(made) or SimpleNamespace(model="sft"))
+    monkeypatch.setattr(dry_compile, "Actor", lambda *made, **more: SimpleNamespace(model="grpo"))
+    world = DryWorld(0, 2, "file")
+    assert dry_compile._actor(config, SIZES, world) == "grpo"
+    config.sft_config.batch_size = 3
+    assert dry_compile._actor(config, SIZES, world) == "sft"
+    ((_, sizes, rows, held_out, given),) = built
+    assert (sizes, held_out, given) == (SIZES, None, world)
+    assert rows.prompt_ids.shape == rows.answer_ids.shape == (3 * 2, 2) and len(rows.solutions) == 6
+    assert rows.prompt_lengths.tolist() == rows.answer_lengths.tolist() == [2] * 6
+
+
+def test_one_process_needs_no_check(run, capsys):
+    config, folder = run
+    write_model_strategies(Layout(1, ({"a": TensorLayout((1,), (-1,))},)), "actor", folder)
+    check_strategy(config, "actor", [0], folder)
+    assert capsys.readouterr().out == "nothing to check: a single process holds everything\n"
