@@ -15,11 +15,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from r1parallel.atomic import replacing
+from r1parallel.config.tiny import tiny_grpo_flags
 from r1parallel.errors import UserError, run_command
 from r1parallel.monitor.report import write_report
 
 ROOT = Path(__file__).resolve().parent.parent
 NUM_TRAIN, NUM_TEST, SLIP = 3000, 500, 0.65
+NUM_RANKS = 4  # of GRPO: dp2 · tp2 for actor, generator and reference
 STAGE_LIMIT = 900  # seconds; a stage that takes longer is stuck
 
 
@@ -73,13 +76,15 @@ def main(argv: Sequence[str]) -> None:
     held_out = ("--sft_config.eval_dataset_file", data / "test.mindrecord")
     stages.run("sft", "run_sft.py", "--config", configs / "sft.yaml", *rows, *held_out, "--output_dir", sft)
     strategy, slices = out / "strategy", out / "slices"
-    stages.run("slice", "tools/make_strategy.py", "--config", configs / "grpo.yaml", "--output_dir", strategy)
+    layout = [word for key, value in tiny_grpo_flags(NUM_RANKS).items() for word in (f"--{key}", value)]
+    stages.run("slice", "tools/make_strategy.py", "--config", configs / "grpo.yaml", *layout, "--output_dir", strategy)
     train_strategy = strategy / "train_policy_strategy"
     cut = ("--src_checkpoint", sft / "model", "--dst_checkpoint_dir", slices, "--dst_strategy", train_strategy)
     stages.run("slice", "tools/slice_ckpt.py", *cut)
     grpo = out / "grpo"
     start = ("--actor_checkpoint_path", slices, "--output_dir", grpo, "--rl_config.save_strategy_dir", strategy)
-    stages.run("grpo", "run_grpo.py", "--config", configs / "grpo.yaml", *rows, *start)
+    ranks = ("--worker_num", NUM_RANKS, "--log_dir", out / "logs")
+    stages.run("grpo", "scripts/run_grpo.py", *ranks, "--config", configs / "grpo.yaml", *layout, *rows, *start)
     merged, hf = out / "merged", out / "hf"
     merge = ("--src_checkpoint", grpo / "model", "--dst_checkpoint_dir", merged, "--src_strategy", train_strategy)
     stages.run("export", "tools/slice_ckpt.py", *merge)
@@ -93,7 +98,8 @@ def main(argv: Sequence[str]) -> None:
         "seed": args.seed,
         "seconds": stages.seconds | {"total": round(sum(stages.seconds.values()), 1)},
     }
-    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    with replacing(out / "summary.json") as temporary:
+        temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     report = write_report(out, "r1parallel quickstart")
     print(f"held-out accuracy: {before['accuracy']:.1%} after SFT, {after['accuracy']:.1%} after GRPO")
     print(f"summary: {out / 'summary.json'}\nreport:  {report}\nmodel:   {hf} (Hugging Face format)")

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from r1parallel.checkpoint.side_files import copy_side_files
-from r1parallel.checkpoint.source import SlicedSource, Source, cut_tensor, open_source, required_names
+from r1parallel.checkpoint.source import STRATEGY_FILE, SlicedSource, Source, cut_tensor, open_source, required_names
 from r1parallel.checkpoint.tensor_file import open_checkpoint, open_rank, rank_folders
 from r1parallel.checkpoint.tensor_writer import Tensor, write_checkpoint, write_tensor_file
 from r1parallel.errors import UserError
+from r1parallel.parallel.strategy import write_merged_strategy
 from r1parallel.parallel.tensor_layout import Layout, Slices
 
 _METADATA = {"format": "ms"}
@@ -63,6 +64,8 @@ def reshard_checkpoint(
             (folder / f"rank_{rank}").mkdir()
             write_tensor_file(folder / f"rank_{rank}" / f"{prefix}{rank}.safetensors", plan, _METADATA)
             open_rank(rank_folders(folder)[rank])  # checks that it is whole
+        if dst_layout is not None:
+            write_merged_strategy(dst_layout, folder / STRATEGY_FILE)  # the slices say how they are cut
         copy_side_files(source.folder, folder)
 
 

@@ -1,12 +1,12 @@
 """`run_grpo.py` without a configuration: the tiny model on problems made here, on as many processes as there are."""
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 from r1parallel.config import RunConfig
 from r1parallel.config.checks import check_config
 from r1parallel.config.load import GRPO_SECTIONS, SFT_SECTIONS, load_config
+from r1parallel.config.tiny import TINY_LAYOUTS, actor_flags, tiny_grpo_flags
 from r1parallel.data.arithmetic import generate_arithmetic, write_character_tokenizer
 from r1parallel.data.preprocess import preprocess
 from r1parallel.data.problems import write_problems
@@ -15,45 +15,6 @@ from r1parallel.errors import UserError
 FOLDER = Path("runs/demo")
 _MARK = "made_by_the_demo"  # a folder with this file in it may be replaced
 _NUM_PROBLEMS, _SFT_UPDATES, _GRPO_STEPS = 640, 100, 10
-
-
-@dataclass(frozen=True)
-class TinyLayout:
-    """How the tiny model is spread: (dp, tp, pp) of the actor, (dp, tp) of generator and reference."""
-
-    actor: tuple[int, int, int]
-    generator: tuple[int, int]
-
-
-TINY_LAYOUTS = {
-    1: TinyLayout((1, 1, 1), (1, 1)),
-    2: TinyLayout((1, 2, 1), (2, 1)),
-    4: TinyLayout((2, 2, 1), (2, 2)),
-    8: TinyLayout((2, 2, 2), (4, 2)),
-}
-
-
-def tiny_grpo_flags(world_size: int) -> dict[str, str]:
-    """What to change in model_configs/tiny/grpo.yaml for a number of processes; prompts and updates stay the same.
-
-    Raises:
-        UserError: there is no layout for so many.
-    """
-    if world_size not in TINY_LAYOUTS:
-        raise UserError(
-            f"the tiny model has layouts for {', '.join(map(str, TINY_LAYOUTS))} processes, not for {world_size}; "
-            "start one of these numbers or give --config"
-        )
-    layout = TINY_LAYOUTS[world_size]
-    generator, _ = layout.generator
-    return _actor_flags(layout) | {
-        "actor_config.parallel_config.micro_batch_num": "4",
-        "rl_config.batch_size": str(64 // layout.actor[0]),
-        "rl_config.chunk_size": str(8 // generator),
-        "generate_config.infer_model_batch_size": str(256 // generator),
-        **_mesh_flags("generate_config", layout.generator),
-        **_mesh_flags("ref_config", layout.generator),
-    }
 
 
 def run_demo(configs: Path, world_size: int) -> Path:
@@ -96,7 +57,7 @@ def _make_data() -> None:
 def _sft_config(configs: Path, world_size: int) -> RunConfig:
     layout = TINY_LAYOUTS[world_size]
     dp, _, pp = layout.actor
-    flags = _actor_flags(layout) | {
+    flags = actor_flags(layout) | {
         "actor_config.parallel_config.micro_batch_num": str(pp),
         "sft_config.batch_size": str(64 // (dp * pp)),
         "sft_config.max_steps": str(_SFT_UPDATES),
@@ -124,20 +85,3 @@ def _checked(file: Path, flags: dict[str, str], sections: tuple[str, ...], world
     config = load_config(file, flags, sections)
     check_config(config, sections, world_size)
     return config
-
-
-def _actor_flags(layout: TinyLayout) -> dict[str, str]:
-    dp, tp, pp = layout.actor
-    return {
-        **_mesh_flags("actor_config", (dp, tp)),
-        "actor_config.parallel_config.pipeline_stage": str(pp),
-        "actor_config.parallel_config.use_seq_parallel": str(pp > 1).lower(),
-        "actor_config.enable_parallel_optimizer": str(pp > 1).lower(),
-    }
-
-
-def _mesh_flags(section: str, mesh: tuple[int, int]) -> dict[str, str]:
-    return {
-        f"{section}.parallel_config.data_parallel": str(mesh[0]),
-        f"{section}.parallel_config.model_parallel": str(mesh[1]),
-    }

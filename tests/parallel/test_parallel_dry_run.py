@@ -167,10 +167,7 @@ def test_a_process_that_ends_is_one_line(run, monkeypatch):
     ("compile_rank", "said"),
     [
         (lambda *request: {"b", "a"}, {"error": "", "transposed": ["a", "b"]}),
-        (
-            lambda *request: open(request[-1].parent / "no\nfile"),
-            {"error": "FileNotFoundError: [Errno 2] No such file"},
-        ),
+        (lambda *request: request[-1].read_text(), {"error": "FileNotFoundError: [Errno 2] No such file"}),
     ],
 )
 def test_the_compiling_process_says_how_it_went(run, monkeypatch, compile_rank, said):

@@ -45,11 +45,12 @@ def gradients(values, scale):
     return [scale * y * n, (scale * y).sum(axis=0), (scale * y * w).sum(axis=0)]
 
 
-def make_step(rows=1, micro_batch_num=1, **changes):
+def make_step(rows=1, micro_batch_num=1, parts=1, **changes):
     cell = Quadratic()
     settings = OptimizerConfig(**{"weight_decay": 0.1, "max_grad_norm": 0.0, **changes})
     layout = WholeLayout([cell.w, cell.b, cell.n])
     config = actor_config(settings, micro_batch_num)
+    config.parallel_config.micro_batch_interleave_num = parts
     return TrainStep(cell, cell.trainable_params(), layout, World(), config, scales(*[1.0] * rows)), cell
 
 
@@ -153,11 +154,12 @@ def test_accumulate_gives_what_the_loss_says_of_each_row():
     np.testing.assert_allclose(rows[:, 1:], np.tile(y.reshape(-1), (4, 1)), rtol=1e-6)
 
 
-@pytest.mark.parametrize("micro_batch_num", [1, 2, 4])
-def test_micro_batches_add_up_to_the_update(micro_batch_num):
-    step, cell = make_step(4, micro_batch_num)
+@pytest.mark.parametrize(("micro_batch_num", "parts"), [(1, 1), (2, 1), (4, 1), (1, 2), (2, 2), (1, 4)])
+def test_micro_batches_and_their_parts_add_up_to_the_update(micro_batch_num, parts):
+    step, cell = make_step(4, micro_batch_num, parts)
     before = values_of(cell)
-    step.accumulate(*scales(2.0, 0.5, 3.0, 1.0))
+    rows = step.accumulate(*scales(2.0, 0.5, 3.0, 1.0))
+    np.testing.assert_allclose(rows[:, 0] / rows[3, 0], [2.0, 0.5, 3.0, 1.0], rtol=1e-6)  # each at its place
     for total, wanted in zip(step.optimizer.sums, gradients(before, 6.5), strict=True):
         np.testing.assert_allclose(total.asnumpy(), wanted, rtol=1e-5)
     for old, new in zip(before, values_of(cell), strict=True):
