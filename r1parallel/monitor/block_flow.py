@@ -39,7 +39,7 @@ def block_steps(half: str) -> list[Step]:
     return [
         Step("ffn_norm", between, between, "hidden"),
         _projection("w1, w3", "feed_forward.w1.weight", "inner"),
-        _same("silu(w1 x) * w3 x", OPERATORS["FeedForward"]["gate"][0], "inner"),
+        _same("silu(w1 x) · w3 x", OPERATORS["FeedForward"]["gate"][0], "inner"),
         _projection("w2", "feed_forward.w2.weight", "hidden"),
         _same("+ x", OPERATORS["Block"]["add_feed_forward"][0], "hidden"),
     ]

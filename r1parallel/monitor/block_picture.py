@@ -1,11 +1,13 @@
 """One block of the model as a picture: which rank holds which part of its weights, and of what passes through it."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from r1parallel.monitor.block_flow import HALVES, Split, Step, block_steps, collective, num_parts, part_of
-from r1parallel.monitor.canvas import Canvas
+from r1parallel.monitor.canvas import Canvas, ranks_text
 from r1parallel.monitor.charts import GRID, INK, SERIES
 from r1parallel.parallel.layout import ModelLayout
+from r1parallel.parallel.mesh import Mesh
 from r1parallel.parallel.operators import DP, ROWS, TP
 
 _WIDTH, _HALF = 800.0, 394.0
@@ -15,51 +17,45 @@ _WEIGHTS = (
     ("ffn_norm", "feed_forward.w1", "feed_forward.w3", "feed_forward.w2"),
 )
 _WEIGHTS_TOP, _FLOW_TOP = 66.0, 356.0
-_GLYPH_WIDTH, _GLYPH_HEIGHT, _LINE = 104.0, 66.0, 26.0
-_SMALLEST_CELL = 9.0  # a lower one has no room for its ranks
-_ALONE = "#7c8796"
+_GLYPH_WIDTH, _GLYPH_HEIGHT, _LINE = 104.0, 72.0, 26.0
+_SHARED, _TINT, _SHARED_TINT = INK, 0.3, 0.12
 
 
 def draw_block(layout: ModelLayout, sequence_parallel: bool) -> Canvas:
     """Draw the first block on the ranks of the first stage; all others are split alike."""
     flows = [_flow(half, layout, sequence_parallel) for half in HALVES]
-    height = _FLOW_TOP + 30 + max(sum(_heights(flow)) for flow in flows) + 34
+    height = _FLOW_TOP + 30 + max(sum(_heights(flow)) for flow in flows) + 56
     canvas = Canvas(_WIDTH, height)
     mesh = layout.mesh
     sp = ", sequence parallel" if sequence_parallel else ""
     opt = ", optimizer parallel" if layout.opt_shard else ""
-    canvas.text(12, 18, f"One block on dp {mesh.dp} x tp {mesh.tp}{sp}{opt}", size=14, at="left", bold=True)
+    canvas.text(12, 18, f"One block on dp {mesh.dp} × tp {mesh.tp}{sp}{opt}", size=14, at="left", bold=True)
     _draw_legend(canvas, layout)
     for row, names in enumerate(_WEIGHTS):
         _draw_weights(canvas, layout, names, _WEIGHTS_TOP + row * (_HEIGHT + 50))
-    canvas.text(12, _FLOW_TOP, "What passes through it, forward: rows = tokens of the micro-batch", at="left", bold=True)
+    canvas.text(
+        12, _FLOW_TOP, "What passes through it, forward: rows = tokens of the micro-batch", at="left", bold=True
+    )
     for column, flow in enumerate(flows):
         y = _FLOW_TOP + 30
         for item, used in zip(flow, _heights(flow), strict=True):
             _draw_item(canvas, layout, sequence_parallel, item, 12 + column * _HALF, y)
             y += used
-    if mesh.tp > 1:
-        canvas.text(12, height - 16, _backward_words(sequence_parallel), at="left", size=10)
+    for line, words in enumerate(_notes(layout, sequence_parallel)):
+        canvas.text(12, height - 36 + 18 * line, words, at="left", size=10)
     return canvas
-
-
-def ranks_text(ranks: Sequence[int]) -> str:
-    """Ranks in few words: 3, 0·2, or 0…7 for four and more that follow one another at equal distances."""
-    if len(ranks) < 4:
-        return "·".join(map(str, ranks))
-    step = ranks[1] - ranks[0]
-    return f"{ranks[0]}…{ranks[-1]}" if step == 1 else f"{ranks[0]}·{ranks[1]}…{ranks[-1]}"
 
 
 def _draw_legend(canvas: Canvas, layout: ModelLayout) -> None:
     canvas.text(12, 42, "Weights [out, in]. Numbers are ranks, colours:", at="left", bold=True)
-    x = 312.0
-    for tp in range(layout.mesh.tp if layout.mesh.tp <= 7 else 0):
-        canvas.box(x, 35, 14, 14, fill=SERIES[tp], edge=SERIES[tp], tint=0.3)
+    x = 284.0
+    for tp in range(layout.mesh.tp):
+        canvas.box(x, 35, 14, 14, fill=SERIES[tp], edge=SERIES[tp], tint=_TINT)
         canvas.text(x + 20, 42, f"tp {tp}", at="left")
-        x += 60
-    canvas.box(x, 35, 14, 14, fill=_ALONE, edge=_ALONE, tint=0.2)
-    canvas.text(x + 20, 42, "all tp ranks", at="left")
+        x += 52
+    if layout.mesh.tp > 1:
+        canvas.box(x, 35, 14, 14, fill=_SHARED, edge=_SHARED, tint=_SHARED_TINT)
+        canvas.text(x + 20, 42, "all of them", at="left")
 
 
 def _draw_weights(canvas: Canvas, layout: ModelLayout, names: Sequence[str], y: float) -> None:
@@ -68,7 +64,7 @@ def _draw_weights(canvas: Canvas, layout: ModelLayout, names: Sequence[str], y: 
         full = f"model.layers.0.{name}"
         canvas.text(x, y + _HEIGHT + 12, name.split(".")[-1], at="left", bold=True, size=10)
         shape = layout.parameters[f"{full}.weight"].shape
-        canvas.text(x, y + _HEIGHT + 26, " x ".join(map(str, shape)), at="left", size=9)
+        canvas.text(x, y + _HEIGHT + 26, " × ".join(map(str, shape)), at="left", size=9)
         width = _MATRIX if len(shape) == 2 else _BAR
         _draw_weight(canvas, layout, f"{full}.weight", x, y, width)
         x += width + 6
@@ -76,7 +72,7 @@ def _draw_weights(canvas: Canvas, layout: ModelLayout, names: Sequence[str], y: 
             _draw_weight(canvas, layout, f"{full}.bias", x, y, _BAR)
             canvas.text(x, y + _HEIGHT + 12, "bias", at="left", size=10)
             x += _BAR
-        x += 34 if len(shape) == 1 else 18
+        x += 48 if len(shape) == 1 else 18
 
 
 def _draw_weight(canvas: Canvas, layout: ModelLayout, name: str, x: float, y: float, width: float) -> None:
@@ -98,12 +94,11 @@ def _draw_weight(canvas: Canvas, layout: ModelLayout, name: str, x: float, y: fl
 def _draw_part(canvas: Canvas, layout: ModelLayout, ranks: list[int], box: tuple[float, float, float, float]) -> None:
     x, y, width, height = box
     tp = {layout.mesh.coordinates(rank)[2] for rank in ranks}
-    colour = SERIES[tp.pop() % 7] if len(tp) == 1 else _ALONE
-    canvas.box(x, y, width, height, fill=colour, edge="#ffffff", tint=0.3 if colour != _ALONE else 0.2)
+    colour, tint = (SERIES[tp.pop()], _TINT) if len(tp) == 1 else (_SHARED, _SHARED_TINT)
+    canvas.box(x, y, width, height, fill=colour, edge="#ffffff", tint=tint)
     words = ranks_text(ranks)
     size = min(10.0, height - 1, 1.6 * width / len(words))
-    if height >= _SMALLEST_CELL:
-        canvas.text(x + width / 2, y + height / 2, words, size=size)
+    canvas.text(x + width / 2, y + height / 2, words, size=size)
 
 
 # An item of a picture's column: a step, a collective, or activations as (split, columns).
@@ -112,14 +107,14 @@ _Item = Step | str | tuple[Split, str]
 
 def _flow(half: str, layout: ModelLayout, sequence_parallel: bool) -> list[_Item]:
     """Activations wherever their split changes, and what stands between."""
-    steps = block_steps(half)
-    items: list[_Item] = [(steps[0].takes, "hidden")]
-    for before, step in zip([None, *steps], steps):
-        if before is not None:
-            talk = collective(before, step, layout.mesh, sequence_parallel)
-            items += [] if talk is None else [talk]
-            if talk is not None or before.gives != before.takes:
-                items.append((step.takes, before.columns))
+    steps, mesh = block_steps(half), layout.mesh
+    items: list[_Item] = [(steps[0].takes, steps[0].columns), steps[0]]
+    for before, step in pairwise(steps):
+        talk = collective(before, step, mesh, sequence_parallel)
+        taken, shown = (num_parts(split, mesh, sequence_parallel) for split in (step.takes, before.takes))
+        items += [] if talk is None else [talk]
+        if talk is not None or taken != shown:
+            items.append((step.takes, before.columns))
         items.append(step)
     return items
 
@@ -154,16 +149,25 @@ def _draw_activations(
         _draw_part(canvas, layout, ranks, (x + column * width, y + row * height, width, height))
     canvas.box(x, y, _GLYPH_WIDTH, _GLYPH_HEIGHT, edge=GRID)
     canvas.text(x + _GLYPH_WIDTH + 12, y + 22, f"[rows, {columns}]", at="left", bold=True)
-    canvas.text(x + _GLYPH_WIDTH + 12, y + 42, _split_words(split, columns, sequence_parallel), at="left", size=10)
+    words = "; ".join(
+        f"{what} {_split_words(axis, layout.mesh, sequence_parallel)}"
+        for what, axis in zip(("rows", columns), split, strict=True)
+    )
+    canvas.text(x + _GLYPH_WIDTH + 12, y + 42, words, at="left", size=10)
 
 
-def _split_words(split: Split, columns: str, sequence_parallel: bool) -> str:
-    over = {DP: "dp", TP: "tp", ROWS: "dp and tp" if sequence_parallel else "dp"}
-    rows = f"rows split over {over[split[0]]}" if split[0] is not None else "all rows"
-    return f"{rows}; {columns} " + ("whole" if split[1] is None else f"split over {over[split[1]]}")
+def _split_words(axis: str | None, mesh: Mesh, sequence_parallel: bool) -> str:
+    over = {DP: ["dp"], TP: ["tp"], ROWS: ["dp", "tp"] if sequence_parallel else ["dp"], None: []}[axis]
+    split = [name for name in over if {"dp": mesh.dp, "tp": mesh.tp}[name] > 1]
+    return f"split over {' and '.join(split)}" if split else "whole"
 
 
-def _backward_words(sequence_parallel: bool) -> str:
-    if sequence_parallel:
-        return "Backward, gradients take the same way: ReduceScatter where AllGather stands, and AllGather for ReduceScatter."
-    return "Backward, there is no AllReduce here; one stands in front of the column parallel projections instead."
+def _notes(layout: ModelLayout, sequence_parallel: bool) -> list[str]:
+    notes = []
+    if layout.mesh.tp > 1 and sequence_parallel:
+        notes.append("Backward, a ReduceScatter stands in the place of each AllGather, and the other way round.")
+    elif layout.mesh.tp > 1:
+        notes.append("Backward, an AllReduce stands in front of the column parallel projections instead.")
+    if layout.opt_shard:
+        notes.append("Optimizer parallel: a weight's parts are gathered before use, its gradient is scattered back.")
+    return notes

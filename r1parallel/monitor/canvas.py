@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,15 @@ class Canvas:
         self._axes.add_patch(Rectangle((x, y), width, height, facecolor=_mixed(fill, tint), edgecolor=edge, lw=1.0))
 
     def text(
-        self, x: float, y: float, words: str, *, size: float = 11, at: str = "center", bold: bool = False, colour: str = INK
+        self,
+        x: float,
+        y: float,
+        words: str,
+        *,
+        size: float = 11,
+        at: str = "center",
+        bold: bool = False,
+        colour: str = INK,
     ) -> None:
         """One line whose middle is at height y; x is its left end, its center or its right end, as `at` says."""
         baseline = y + 0.36 * size  # half of a capital letter
@@ -53,7 +62,9 @@ class Canvas:
         """An arrow with one head or, with `both`, two."""
         style = "<|-|>" if both else "-|>"
         self._axes.add_patch(
-            FancyArrowPatch((x, y), (to_x, to_y), arrowstyle=style, mutation_scale=9, shrinkA=0, shrinkB=0, color=colour)
+            FancyArrowPatch(
+                (x, y), (to_x, to_y), arrowstyle=style, mutation_scale=9, shrinkA=0, shrinkB=0, color=colour
+            )
         )
 
     def save(self, path: Path, title: str) -> None:
@@ -66,6 +77,14 @@ class Canvas:
         svg = re.sub(r"'DejaVu Sans'[^;\"]*", _FONTS, svg)
         with replacing(path) as temporary:
             temporary.write_text(svg, encoding="utf-8")
+
+
+def ranks_text(ranks: Sequence[int]) -> str:
+    """Ranks in few words: 3, 0·2, or 0…7 for four and more that follow one another at equal distances."""
+    if len(ranks) < 4:
+        return "·".join(map(str, ranks))
+    step = ranks[1] - ranks[0]
+    return f"{ranks[0]}…{ranks[-1]}" if step == 1 else f"{ranks[0]}·{ranks[1]}…{ranks[-1]}"
 
 
 def _mixed(colour: str, tint: float) -> str:

@@ -9,7 +9,7 @@ from r1parallel.monitor.mesh_picture import draw_mesh
 from r1parallel.monitor.schedule_picture import draw_schedule
 from r1parallel.parallel.model_layout import configured_layout
 
-_MOST_IN_A_STAGE, _MOST_STAGES, _MOST_MICRO = 16, 8, 64  # more cannot be read on a page
+_MOST_IN_A_STAGE, _MOST_STAGES, _MOST_MICRO = 8, 8, 64  # more cannot be read on a page
 
 
 def draw_layout(config: RunConfig, folder: str | Path) -> list[Path]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from math import prod
 
-from r1parallel.monitor.canvas import Canvas
+from r1parallel.monitor.canvas import Canvas, ranks_text
 from r1parallel.monitor.charts import GRID, SERIES
 from r1parallel.parallel.layout import ModelLayout
 
@@ -21,12 +21,13 @@ def draw_mesh(layout: ModelLayout) -> Canvas:
     """Draw every stage as a grid, one row for each dp copy and one column for each tp part."""
     mesh = layout.mesh
     panel = mesh.dp * _CELL_HEIGHT
-    canvas = Canvas(_WIDTH, _TOP + mesh.pp * (panel + _GAP) + 78)
-    title = f"{layout.world_size} ranks = dp {mesh.dp} x tp {mesh.tp} x pp {mesh.pp}"
+    canvas = Canvas(_WIDTH, _TOP + mesh.pp * (panel + _GAP) + 66)
+    title = f"{layout.world_size} ranks = dp {mesh.dp} × tp {mesh.tp} × pp {mesh.pp}"
     canvas.text(12, 18, title, size=14, at="left", bold=True)
+    canvas.text(12, _TOP - 24, "M: million weights on this rank", at="left", size=10)
     width = min(_MOST_CELL_WIDTH, (_WIDTH - _LEFT - 60) / mesh.tp)
     for tp in range(mesh.tp):
-        canvas.text(_LEFT + (tp + 0.5) * width, _TOP - 14, f"tp {tp}", colour=SERIES[tp % 7], bold=True)
+        canvas.text(_LEFT + (tp + 0.5) * width, _TOP - 14, f"tp {tp}", colour=SERIES[tp], bold=True)
     for stage in range(mesh.pp):
         y = _TOP + stage * (panel + _GAP)
         _draw_stage(canvas, layout, stage, y, width)
@@ -46,7 +47,7 @@ def stage_contents(layout: ModelLayout, stage: int) -> list[str]:
     own = [words for name, words in _OUTSIDE_LAYERS.items() if _stage_of(layout, name) == stage]
     before = [words for words in own if words == "embedding"]
     sent = layout.config.tie_word_embeddings and stage == layout.mesh.pp - 1
-    head = ["head = embedding" + (" of stage 0" if stage else "")] if sent else []
+    head = ["tied head"] if sent else []
     layers = f"layers {first} to {last}" if first < last else f"layer {first}"
     return [*before, layers, *(words for words in own if words != "embedding"), *head]
 
@@ -64,13 +65,10 @@ def _draw_stage(canvas: Canvas, layout: ModelLayout, stage: int, y: float, width
         canvas.text(_LEFT - 8, row + _CELL_HEIGHT / 2, f"dp {dp}", at="right", bold=True)
         for tp in range(mesh.tp):
             rank = mesh.rank_of(dp, stage, tp)
-            x, colour = _LEFT + tp * width, SERIES[tp % 7]
+            x, colour = _LEFT + tp * width, SERIES[tp]
             canvas.box(x, row, width, _CELL_HEIGHT, fill=colour, edge="#ffffff", tint=0.22)
-            if width < 60:
-                canvas.text(x + width / 2, row + _CELL_HEIGHT / 2, str(rank))
-                continue
             canvas.text(x + width / 2, row + 15, f"rank {rank}", bold=True)
-            canvas.text(x + width / 2, row + 31, f"{_held(layout, rank) / 1e6:,.4g} M numbers", size=9)
+            canvas.text(x + width / 2, row + 31, f"{_held(layout, rank) / 1e6:,.4g} M", size=10)
     canvas.box(_LEFT, y, mesh.tp * width, mesh.dp * _CELL_HEIGHT, edge=GRID)
 
 
@@ -92,11 +90,10 @@ def _draw_groups(canvas: Canvas, layout: ModelLayout, y: float) -> None:
         line = y + 24 * number + 18
         canvas.text(12, line, kind, at="left", bold=True)
         canvas.text(92, line, what, at="left", size=10)
-        canvas.text(330, line, _listed(groups), at="left", size=10)
+        canvas.text(290, line, _listed(groups), at="left", size=10)
 
 
 def _listed(groups: Iterable[tuple[int, ...]]) -> str:
     ordered = sorted(groups)
-    limit = max(1, _SHOWN_GROUPS * 2 // len(ordered[0]))
-    words = ["·".join(map(str, group)) for group in ordered[:limit]]
-    return "    ".join(words) + ("    …" if len(ordered) > limit else "")
+    words = [ranks_text(group) for group in ordered[:_SHOWN_GROUPS]]
+    return ",  ".join(words) + (", …" if len(ordered) > _SHOWN_GROUPS else "")

@@ -34,7 +34,8 @@ def one_forward_one_backward(num_stages: int, num_micro: int, backward_time: int
         backward_time: of a backward pass; a forward pass takes 1.
     """
     waiting = [_order(stage, num_stages, num_micro) for stage in range(num_stages)]
-    free, ends, done = [0] * num_stages, {}, []
+    free, done = [0] * num_stages, []
+    ends: dict[tuple[int, str, int], int] = {}
     while any(waiting):
         for stage, passes in enumerate(waiting):
             if not passes:
@@ -78,10 +79,10 @@ def draw_schedule(num_stages: int, num_micro: int, recompute: bool) -> Canvas:
         canvas.box(_LEFT, y, span * unit, _ROW - 5, fill=GRID, edge=GRID)
     for work in schedule:
         _draw_work(canvas, work, unit)
-    fraction = f"({num_stages} - 1) / ({num_micro} + {num_stages} - 1)"
+    fraction = f"({num_stages} − 1) / ({num_micro} + {num_stages} − 1)"
     y = _TOP + _ROW * num_stages
     canvas.arrow(_LEFT, y + 4, _LEFT + span * unit, y + 4)
-    canvas.text(_LEFT, y + 22, f"time.  Idle: {idle_fraction(schedule):.1%} = {fraction}", at="left")
+    canvas.text(_LEFT, y + 22, f"Time. Idle: {idle_fraction(schedule):.1%} = {fraction}", at="left")
     return canvas
 
 
@@ -105,7 +106,7 @@ def _draw_legend(canvas: Canvas, backward: str) -> None:
     for x, colour, tint, words in (
         (12.0, SERIES[0], 0.3, "forward"),
         (92.0, SERIES[1], 0.3, backward),
-        (720.0, GRID, 1.0, "idle"),
+        (500.0, GRID, 1.0, "idle"),
     ):
         canvas.box(x, 36, 14, 14, fill=colour, edge=GRID if colour == GRID else colour, tint=tint)
         canvas.text(x + 20, 43, words, at="left")

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from r1parallel.checkpoint.slice import merge_checkpoint, reshard_checkpoint, slice_checkpoint
+from r1parallel.checkpoint.source import STRATEGY_FILE
 from r1parallel.checkpoint.tensor_file import open_checkpoint
 from r1parallel.checkpoint.tensor_writer import write_tensor_file
 from r1parallel.errors import UserError
@@ -107,6 +108,7 @@ def test_wrong_strategies_are_refused(tmp_path, make_folder, config, tied_config
         merge_checkpoint(tmp_path / "cut", tmp_path / "x", ModelLayout(config, Mesh(tp=2, dp=2)))
     with pytest.raises(UserError, match=r"has folders for ranks \[\]"):
         merge_checkpoint(tmp_path / "missing", tmp_path / "x", ModelLayout(config, Mesh()))
+    (tmp_path / "cut" / STRATEGY_FILE).unlink()
     with pytest.raises(UserError, match="merge it first"):
         slice_checkpoint(tmp_path / "cut", tmp_path / "x", ModelLayout(config, Mesh()))
     with pytest.raises(UserError, match="not empty"):

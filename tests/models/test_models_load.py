@@ -160,7 +160,6 @@ def test_a_folder_of_several_ranks(tmp_path, noisy_values, mesh, opt_shard):
     values, layout = noisy_values(PAIRED), ModelLayout(PAIRED, mesh, opt_shard)
     cut = tmp_path / "cut"
     slice_checkpoint(write_folder(tmp_path / "full", values, PAIRED), cut, layout)
-    write_merged_strategy(layout, cut / STRATEGY_FILE)
     check(cut, PAIRED, values)
     other = ModelLayout(PAIRED, Mesh(dp=2, tp=2), True)
     source = open_model(cut, PAIRED)
@@ -173,7 +172,6 @@ def test_a_folder_of_several_ranks(tmp_path, noisy_values, mesh, opt_shard):
 def test_opening_reads_no_tensor(tmp_path, noisy_values, monkeypatch):
     values, layout = noisy_values(PAIRED), ModelLayout(PAIRED, Mesh(dp=2, tp=2))
     slice_checkpoint(write_folder(tmp_path / "full", values, PAIRED), tmp_path / "cut", layout)
-    write_merged_strategy(layout, tmp_path / "cut" / STRATEGY_FILE)
     sizes, plain = [], TensorEntry.read
 
     def counted(entry, slices=None):
@@ -192,6 +190,7 @@ def test_ranks_of_another_model_or_without_a_strategy_are_refused(tmp_path, nois
     layout = ModelLayout(PAIRED, Mesh(tp=2))
     cut = tmp_path / "cut"
     slice_checkpoint(write_folder(tmp_path / "full", noisy_values(PAIRED), PAIRED), cut, layout)
+    (cut / STRATEGY_FILE).unlink()
     with pytest.raises(UserError, match=r"is cut into 2 ranks; merge it first"):
         open_model(cut, PAIRED)
     write_merged_strategy(ModelLayout(PAIRED, Mesh(tp=2, dp=2)), cut / STRATEGY_FILE)

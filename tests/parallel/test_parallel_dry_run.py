@@ -29,7 +29,7 @@ from r1parallel.rl import dry_compile, dry_run
 from r1parallel.rl.dry_run import check_strategy, first_difference
 
 WORKER = Path(__file__).with_name("dry_run_worker.py")
-LIMIT_S = 1500
+LIMIT_S = 3600
 ALL_RANKS = bool(os.environ.get("R1_ALL_RANKS"))
 WHOLE = {("dp2-opt", False), ("tp2-pp2-sp", True)}  # layouts of which every rank is compiled
 # Layouts that reference and generator have too, which know neither stages nor optimizer parallel.
