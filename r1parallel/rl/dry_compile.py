@@ -1,16 +1,17 @@
-"""One rank's graph compiled by a single process that never runs it: python -m r1parallel.rl.dry_compile FOLDER."""
+"""One rank's graph, compiled and never run: python -m r1parallel.rl.dry_compile FOLDER MODEL RANK WORLD_SIZE."""
 
 import json
-import pickle
 import time
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 
+from r1parallel.config.load import load_config
 from r1parallel.config.model import ModelConfig, load_model_config
 from r1parallel.config.schema import RunConfig, SFTConfig
 from r1parallel.cpu_backend.enable import enable
@@ -29,10 +30,11 @@ from r1parallel.training.sft import SFTTrainer
 
 
 def main(argv: Sequence[str]) -> None:
-    """Do what FOLDER/request.pickle asks for and write FOLDER/result.json."""
+    """Compile what FOLDER/request.yaml configures and write FOLDER/result.json."""
     die_with_parent()
     folder, start = Path(argv[0]), time.monotonic()
-    config, model, rank, world_size = pickle.loads((folder / REQUEST).read_bytes())
+    model, rank, world_size = argv[1], int(argv[2]), int(argv[3])
+    config = load_config(folder / REQUEST, {}, [section.name for section in fields(RunConfig)])
     result: dict[str, object]
     try:
         turned = compile_rank(config, model, rank, world_size, folder / STRATEGY)

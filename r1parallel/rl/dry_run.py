@@ -2,14 +2,16 @@
 
 import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from r1parallel.config.model import load_model_config
 from r1parallel.config.schema import RunConfig
@@ -20,7 +22,7 @@ from r1parallel.parallel.strategy import STRATEGY_NAMES, read_rank_strategy, rea
 from r1parallel.parallel.tensor_layout import Layout, TensorLayout
 
 # Files of one compilation, in a folder of its own.
-REQUEST, RESULT, STRATEGY = "request.pickle", "result.json", "strategy.ckpt"
+REQUEST, RESULT, STRATEGY = "request.yaml", "result.json", "strategy.ckpt"
 
 
 def check_strategy(config: RunConfig, model: str, ranks: Sequence[int], output_dir: str | Path) -> None:
@@ -99,12 +101,19 @@ def _slices(layout: TensorLayout, shape: tuple[int, ...], device: int, transpose
         return str(error)
 
 
+def write_request(config: RunConfig, folder: Path) -> None:
+    """The configuration as the compiling process reads it."""
+    sections = asdict(config)
+    sections["actor_config"]["model_config"] = str(Path(config.actor_config.model_config).resolve())
+    (folder / REQUEST).write_text(yaml.safe_dump(sections), encoding="utf-8")
+
+
 def _compile(config: RunConfig, model: str, rank: int, world_size: int, folder: Path) -> dict[str, Any]:
     """Let another process compile one rank's graph; MindSpore's file is then in `folder`."""
-    (folder / REQUEST).write_bytes(pickle.dumps((config, model, rank, world_size)))
+    write_request(config, folder)
     with (folder / "log").open("w+", errors="replace") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "r1parallel.rl.dry_compile", str(folder)],
+            [sys.executable, "-m", "r1parallel.rl.dry_compile", str(folder), model, str(rank), str(world_size)],
             cwd=folder,
             env=worker_environment(),
             stdout=log,

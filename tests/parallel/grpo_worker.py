@@ -26,9 +26,7 @@ def main(argv: Sequence[str]) -> None:
         flags = json.loads(Path(run).read_text())
         config = parse_command_line(flags["flags"], GRPO_SECTIONS, "grpo_worker.py", "")
         check_config(config, GRPO_SECTIONS, launched_world_size())
-        if flags[
-            "greedy"
-        ]:  # refused otherwise: greedy samples are not the policy's
+        if flags["greedy"]:  # refused otherwise: greedy samples are not the policy's
             config.generate_config.sampling_config.temperature = 0.0
         run_grpo(config)
         print(f"done {run}", file=sys.stderr, flush=True)
