@@ -69,10 +69,10 @@ def test_training_equals_one_process(job):
 
 @pytest.mark.usefixtures("mindspore_cpu")
 def test_the_steps_change_every_parameter():
-    """Else the comparison would say nothing."""
+    """By more than the tolerance, else the comparison would say nothing."""
     for tied in (False, True):
         start = start_values(model_config(tied))
-        for kind in OPTIMIZERS:
+        for kind, limit in OPTIMIZERS.items():
             losses, values = one_process(tied, kind)
             assert losses[0] != losses[-1]
-            assert min(float(np.abs(values[name] - start[name]).max()) for name in start) > 1e-4 / 2
+            assert min(float(np.abs(values[name] - start[name]).max()) for name in start) > limit
