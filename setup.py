@@ -37,7 +37,8 @@ EXTRAS_REQUIRE = {
         "mypy>=2.4,<3",
         "packaging>=24",
         "pytest>=8.2,<10",
-        "pytest-cov>=6,<8",
+        "coverage>=7.10,<8",
+        "pytest-cov>=7,<8",
         # The next minor version formats differently.
         "ruff>=0.17,<0.18",
         "safetensors>=0.4.3,<0.9",
