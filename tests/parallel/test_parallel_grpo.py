@@ -61,6 +61,8 @@ def write_flags(file: Path, models: Path, output: Path, greedy: bool, layout: di
         "max_steps": STEPS,
         "save_ckpt_interval": 2,
         "beta": 0.1,
+        # AdamW divides by gradients near zero: where rounding decides, an element moves by a part of lr.
+        "actor_config__lr_schedule__lr": 0.0005,
         "reward_config__verifier_function": "sevens",
         "reward_config__verifier_weight": "1",
     }
