@@ -10,7 +10,7 @@ import pytest
 from r1parallel.errors import UserError
 
 ROOT = Path(__file__).parent.parent.parent
-SHORT = {"run_sft.py": ("--max_steps", 2), "run_grpo.py": ("--max_steps", 2)}
+SHORT = {"run_sft.py": ("--max_steps", 2), "scripts/run_grpo.py": ("--max_steps", 2)}
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_all_stages(quickstart, monkeypatch, tmp_path, capsys):
     assert summary["seed"] == 3
     assert 0 <= summary["sft_accuracy"] <= 1 and 0 <= summary["grpo_accuracy"] <= 1
     assert set(summary["seconds"]) == {"data", "sft", "slice", "grpo", "export", "evaluate", "total"}
-    assert {"run_sft.py", "run_grpo.py", "tools/convert_weight.py", "tools/evaluate.py"} <= set(commands)
+    assert {"run_sft.py", "scripts/run_grpo.py", "tools/convert_weight.py", "tools/evaluate.py"} <= set(commands)
     for made in (
         "report.html",
         "hf/model.safetensors",
@@ -50,7 +50,7 @@ def test_all_stages(quickstart, monkeypatch, tmp_path, capsys):
     ):
         assert (out / made).exists(), made
     assert "held-out accuracy" in capsys.readouterr().out
-    assert "$ run_grpo.py" in (out / "stages.log").read_text()
+    assert "$ scripts/run_grpo.py" in (out / "stages.log").read_text()
     quickstart.fresh_folder(out)  # a second quickstart replaces the first
     assert [path.name for path in out.iterdir()] == ["stages.log"]
 

@@ -13,13 +13,13 @@ def test_what_lies_on_a_rank():
     layout = ModelLayout(CONFIG, Mesh(dp=2, pp=2, tp=2), stage_layers=(1, 2))
     lines = [" ".join(line.split()) for line in describe_rank(layout, 5).splitlines()]
     assert lines[0] == "rank 5 of 8: data-parallel copy 0, pipeline stage 1, tensor-parallel part 1"
-    assert [line.split()[0] for line in lines[1:3]] == ["parameter", "model.tok_embeddings.embedding_weight"]
+    assert [line.split()[0] for line in lines[1:3]] == ["parameter", "model.layers.1-2.attention.wq.weight"]
     assert "model.layers.1-2.attention.wq.weight 8 x 8 [4:8, :] 4 x 8" in lines
     assert "model.layers.1-2.attention.wo.weight 8 x 8 [:, 4:8] 8 x 4" in lines
     assert "model.layers.1-2.attention.wk.bias 4 [2:4] 2" in lines
     assert "model.norm_out.weight 8 [:] 8" in lines
-    assert len(lines) == 1 + 1 + 1 + 12 + 1 + 1  # title, head, embedding, one block, last norm, sum
-    held = 64 + 2 * (2 * 32 + 2 * 16 + 4 + 2 + 2 + 3 * 48 + 16) + 8
+    assert len(lines) == 1 + 1 + 12 + 1 + 1  # title, head, one block, last norm, sum
+    held = 2 * (2 * 32 + 2 * 16 + 4 + 2 + 2 + 3 * 48 + 16) + 8
     assert lines[-1] == f"{held:,} numbers, {held * 2 / 2**30:.3g} GiB in bf16"
 
 
