@@ -3,6 +3,9 @@
 The frontend accepts two device names, "Ascend" and "GPU", and gives each the name of a world group. The literals are
 the compiler's: "GPU" and "nccl_world_group" lie close together once for every translation unit that needs both. They
 become "CPU" and "mccl_world_group", which have the same lengths.
+
+It also refuses any number of ranks but 1, 2, 4 and multiples of 8, the sizes of Ascend servers. That is one comparison,
+`number & 7` with zero, whose mask becomes 0. Models with 3 key heads need 3 ranks.
 """
 
 import ctypes
@@ -19,6 +22,8 @@ from r1parallel.errors import UserError
 LIBRARY = "libmindspore_frontend.so"
 _DEVICES = re.compile(rb"\0Ascend\0(GPU)\0CPU\0")
 _GROUP = re.compile(rb"\0(nccl)_world_group\0")
+# cmp rbx, 4; setne; and; test al, 7; setne: what is left of the check of the number of ranks on x86-64
+_RANKS = re.compile(rb"\x48\x83\xfb\x04\x40\x0f\x95\xc6\x21\xf5\xa8(\x07)\x0f\x95\xc0")
 # Literals of one translation unit are at most 80 bytes apart in 2.9.0; those of the next are 1000 bytes away.
 _NEAR = 256
 _MAPS = Path("/proc/self/maps")
@@ -37,7 +42,7 @@ def patch_frontend(wheel: Wheel) -> int:
     """Patch the frontend that this process has loaded. To be called once, before the first parallel graph is compiled.
 
     Returns:
-        The number of sites, each one device name and one group name.
+        The number of sites: pairs of a device name and a group name, and comparisons.
 
     Raises:
         UserError: the wheel's library has another number of sites than it had when it was tested; nothing is changed.
@@ -49,21 +54,21 @@ def patch_frontend(wheel: Wheel) -> int:
             f"{LIBRARY} of mindspore {wheel.version} has {len(found)} sites to patch, not "
             f"{wheel.sites or 'one or more'}: this build is not the tested one; install mindspore from PyPI"
         )
-    for segment, (device, group) in found:
-        _write(segment, device, b"CPU")
-        _write(segment, group, b"mccl")
+    for segment, edits in found:
+        for offset, data in edits:
+            _write(segment, offset, data)
     return len(found)
 
 
-def find_sites(blob: bytes | ctypes.Array[ctypes.c_char]) -> list[tuple[int, int]]:
-    """Offsets of each "GPU" and of the "nccl" of the group name that belongs to it."""
+def find_sites(blob: bytes | ctypes.Array[ctypes.c_char]) -> list[list[tuple[int, bytes]]]:
+    """What to change in each place, as offsets and new bytes: a "GPU" and the "nccl" near it, or a mask."""
     devices = [found.start(1) for found in _DEVICES.finditer(blob)]
     sites = []
     for found in _GROUP.finditer(blob):
         group = found.start(1)
         near = [device for device in devices if abs(device - group) < _NEAR]
-        sites += [(near[0], group)] if len(near) == 1 else []
-    return sites
+        sites += [[(near[0], b"CPU"), (group, b"mccl")]] if len(near) == 1 else []
+    return sites + [[(found.start(1), b"\0")] for found in _RANKS.finditer(blob)]
 
 
 def library_segments(maps: str, library: str) -> Iterator[Segment]:

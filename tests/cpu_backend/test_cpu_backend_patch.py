@@ -11,11 +11,18 @@ from r1parallel.errors import UserError
 DEVICES = b"\0Ascend\0GPU\0CPU\0"
 GROUP = b"\0nccl_world_group\0"
 SITE = DEVICES + b"x" * 40 + GROUP
+COMPARISON = bytes.fromhex("4883fb04 400f95c6 21f5 a807 0f95c0")  # as in the library of 2.9.0
 
 
 def test_a_site_is_a_device_and_a_group_that_are_near():
     blob = b"y" * 100 + SITE
-    assert find_sites(blob) == [(blob.index(b"GPU"), blob.index(b"nccl"))]
+    assert find_sites(blob) == [[(blob.index(b"GPU"), b"CPU"), (blob.index(b"nccl"), b"mccl")]]
+
+
+def test_the_comparison_of_the_number_of_ranks_gets_another_mask():
+    blob = b"y" * 100 + COMPARISON
+    assert find_sites(blob) == [[(blob.index(b"\x07"), b"\0")]]
+    assert find_sites(blob.replace(b"\x04", b"\x05")) == []
 
 
 def test_far_or_doubtful_literals_are_no_site():

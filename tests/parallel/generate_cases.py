@@ -21,7 +21,7 @@ SETTINGS = {
         max_tokens=TOKENS, temperature=0.9, top_k=30, top_p=0.95, min_tokens=2, repetition_penalty=1.2
     ),
 }
-LAYOUTS = {"tp2": Mesh(tp=2), "dp2": Mesh(dp=2), "dp2-tp2": Mesh(dp=2, tp=2)}
+LAYOUTS = {"tp2": Mesh(tp=2), "dp2": Mesh(dp=2), "dp2-tp2": Mesh(dp=2, tp=2), "tp3": Mesh(tp=3)}
 
 
 def prompts() -> list[list[int]]:
