@@ -47,7 +47,7 @@ def check_layout(config: RunConfig, model: str, world_size: int) -> None:
 
     Raises:
         UserError: it is for another number of processes, asks for what only the actor can do, or has fewer
-            micro-batches than pipeline stages.
+            micro-batches than pipeline stages; or Ascend devices do not come in that number.
 
     """
     key, layout = parallel_config(config, model)
@@ -58,6 +58,11 @@ def check_layout(config: RunConfig, model: str, world_size: int) -> None:
             f"{key}: data_parallel {layout.data_parallel} * model_parallel {layout.model_parallel} * pipeline_stage "
             f"{layout.pipeline_stage} = {num_processes(layout)}, but the number of processes is {world_size}; "
             f"start {num_processes(layout)} processes or {_remedy(layout, world_size)}"
+        )
+    if config.context.device_target == "Ascend" and world_size not in (1, 2, 4) and world_size % 8:
+        raise UserError(
+            f"the number of processes is {world_size}; MindSpore takes 1, 2, 4 or a multiple of 8 Ascend devices: "
+            f"change {key}, or set context.device_target CPU, where any number works"
         )
     if layout.pipeline_stage > 1 and layout.micro_batch_num < layout.pipeline_stage:
         raise UserError(

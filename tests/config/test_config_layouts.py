@@ -89,6 +89,19 @@ def test_only_the_actor_has_pipelines_and_micro_batches(model, name, value, need
     assert message.endswith(f"it must be {needed}")
 
 
+def test_ascend_devices_come_in_certain_numbers():
+    config = run(generate=(1, 3, 1))
+    check_layout(config, "generate", 3)
+    config.context.device_target = "Ascend"
+    assert refusal(check_layout, config, "generate", 3) == (
+        "the number of processes is 3; MindSpore takes 1, 2, 4 or a multiple of 8 Ascend devices: change "
+        "generate_config.parallel_config, or set context.device_target CPU, where any number works"
+    )
+    for dp in (1, 2, 4, 8, 24):
+        config.generate_config.parallel_config = ParallelConfig(dp, 1, 1)
+        check_layout(config, "generate", dp)
+
+
 def test_pipeline_needs_a_micro_batch_for_every_stage():
     check_layout(run(actor=(1, 1, 4), micro=4), "actor", 4)
     message = refusal(check_layout, run(actor=(1, 1, 4), micro=2), "actor", 4)
