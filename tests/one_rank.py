@@ -1,12 +1,19 @@
-"""What tests need to train something small on one rank: a layout that splits nothing, and gradients without a step."""
+"""What tests need on one rank: a layout that splits nothing, gradients without a step, a folder of a whole model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import mindspore as ms
+import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn
 
+from r1parallel.checkpoint.export import save_model_merged
+from r1parallel.checkpoint.shards import Shards
+from r1parallel.config.model import ModelConfig
 from r1parallel.config.schema import ActorConfig, OptimizerConfig, ParallelConfig
+from r1parallel.parallel.layout import ModelLayout
 from r1parallel.parallel.mesh import Mesh
+from r1parallel.parallel.world import World
 
 
 class WholeLayout:
@@ -44,3 +51,10 @@ class LossGradient(nn.Cell):
 def actor_config(optimizer: OptimizerConfig, micro_batch_num: int = 1) -> ActorConfig:
     """Settings of a `TrainStep` with this optimizer and so many micro-batches."""
     return ActorConfig(optimizer=optimizer, parallel_config=ParallelConfig(micro_batch_num=micro_batch_num))
+
+
+def save_model(
+    folder: Path, values: Mapping[str, np.ndarray], config: ModelConfig, tokenizer: Path, stop_ids: list[int]
+) -> None:
+    """A folder as a run leaves it: full weights, sizes, tokenizer."""
+    save_model_merged(folder, Shards(ModelLayout(config, Mesh()), values), tokenizer, stop_ids, World())

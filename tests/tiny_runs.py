@@ -12,7 +12,8 @@ from itertools import islice
 from pathlib import Path
 from unittest import mock
 
-from r1parallel.checkpoint.export import save_model_folder
+from one_rank import save_model
+
 from r1parallel.config import RunConfig
 from r1parallel.config.checks import check_config
 from r1parallel.config.command_line import parse_command_line
@@ -79,7 +80,7 @@ def tiny_inputs() -> TinyInputs:
         size = PROMPT_SLOTS + ANSWER_SLOTS
         preprocess("arithmetic", lines, inputs.tokenizer, path, PROMPT_SLOTS, size, "raw")
     inputs.model_config.write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in SIZES.items()))
-    save_model_folder(inputs.checkpoint, random_values(MODEL, 0, 0.1), MODEL, inputs.tokenizer, [STOP_ID])
+    save_model(inputs.checkpoint, random_values(MODEL, 0, 0.1), MODEL, inputs.tokenizer, [STOP_ID])
     return inputs
 
 

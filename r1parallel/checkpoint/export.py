@@ -2,10 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-
-import numpy as np
 
 from r1parallel.checkpoint.shards import Shards
 from r1parallel.checkpoint.side_files import CONFIG_FILE, copy_side_files
@@ -19,28 +16,13 @@ from r1parallel.parallel.world import World
 _METADATA = {"format": "ms"}
 
 
-def save_model_folder(
-    folder: Path,
-    values: Mapping[str, np.ndarray],
-    config: ModelConfig,
-    tokenizer_dir: str | Path,
-    stop_ids: list[int],
-) -> Path:
-    """Write full values as model.safetensors in our names, config.json and the tokenizer's files.
-
-    What is there is replaced, weights file by weights file.
-    """
-    entries: list[Tensor] = [(name, value.shape, "F32", value) for name, value in values.items()]
-    _write_whole(folder, entries, config, tokenizer_dir, stop_ids)
-    return folder
-
-
 def save_model_merged(
     folder: Path, shards: Shards, tokenizer_dir: str | Path, stop_ids: list[int], world: World
 ) -> Path:
-    """The same from the slices of all ranks, each of which calls this: the folder is as one process writes it.
+    """Write full values as model.safetensors in our names, config.json and the tokenizer's files; all ranks call this.
 
-    The slices go through files beside the folder, which rank 0 puts together one tensor at a time.
+    What is there is replaced, weights file by weights file. The slices of the ranks go through files beside the folder,
+    which rank 0 puts together one tensor at a time.
     """
     config, layout = shards.layout.config, shards.layout
     slices = folder.with_name(f"{folder.name}.slices.tmp")
@@ -51,7 +33,8 @@ def save_model_merged(
             (name, shape, "F32", lambda name=name: source.read(name))  # type: ignore[misc]
             for name, shape in config.parameter_shapes().items()
         ]
-        _write_whole(folder, entries, config, tokenizer_dir, stop_ids)
+        write_checkpoint(folder, entries, metadata=_METADATA)
+        _write_beside(folder, config, tokenizer_dir, stop_ids)
         shutil.rmtree(slices)
     barrier(world, f"{folder}: saved")
     return folder
@@ -87,13 +70,6 @@ def _write_slices(folder: Path, shards: Shards, world: World) -> None:
         own.mkdir(parents=True)
         write_tensor_file(own / f"checkpoint_{world.rank}.safetensors", shards.entries(world.rank), _METADATA)
     barrier(world, f"{folder}: every rank has written")
-
-
-def _write_whole(
-    folder: Path, entries: list[Tensor], config: ModelConfig, tokenizer_dir: str | Path, stop_ids: list[int]
-) -> None:
-    write_checkpoint(folder, entries, metadata=_METADATA)
-    _write_beside(folder, config, tokenizer_dir, stop_ids)
 
 
 def _write_beside(folder: Path, config: ModelConfig, tokenizer_dir: str | Path, stop_ids: list[int]) -> None:

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from one_rank import save_model
 
-from r1parallel.checkpoint.export import save_model_folder
 from r1parallel.config.model import ModelConfig
 from r1parallel.data.arithmetic import write_character_tokenizer
 from r1parallel.data.tokenizer import load_tokenizer
@@ -28,7 +28,7 @@ def files(tmp_path_factory, mindspore_cpu, noisy_values) -> SimpleNamespace:
     tokenizer = load_tokenizer(folder / "tokenizer")
     config = ModelConfig(tokenizer.vocab_size + 3, 16, 24, 1, 2, 1, max_position_embeddings=20)
     values = noisy_values(config, seed=3)
-    save_model_folder(folder / "model", values, config, folder / "tokenizer", tokenizer.stop_ids)
+    save_model(folder / "model", values, config, folder / "tokenizer", tokenizer.stop_ids)
     prompts = folder / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS))
     return SimpleNamespace(folder=folder, model=folder / "model", prompts=prompts, tokenizer=tokenizer)

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from msrun import run_workers
+from one_rank import save_model
 from tiny_runs import SIZES, STOP_ID, grpo_flags, tiny_inputs
 
-from r1parallel.checkpoint.export import save_model_folder
 from r1parallel.checkpoint.load import read_model
 from r1parallel.checkpoint.run_state import latest_run_state, load_run_state
 from r1parallel.config.model import ModelConfig
@@ -44,7 +44,7 @@ def models(tmp_path_factory) -> Path:
     folder, inputs = tmp_path_factory.mktemp("models"), tiny_inputs()
     (folder / "model.yaml").write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in FOUR_LAYERS.items()))
     for name, seed in (("actor", 0), ("reference", 1)):
-        save_model_folder(folder / name, random_values(MODEL, seed, 0.1), MODEL, inputs.tokenizer, [STOP_ID])
+        save_model(folder / name, random_values(MODEL, seed, 0.1), MODEL, inputs.tokenizer, [STOP_ID])
     return folder
 
 

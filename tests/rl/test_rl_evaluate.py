@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from one_rank import save_model
 
-from r1parallel.checkpoint.export import save_model_folder
 from r1parallel.config.model import ModelConfig
 from r1parallel.data.arithmetic import generate_arithmetic, write_character_tokenizer
 from r1parallel.data.tokenizer import Tokenizer, load_tokenizer
@@ -131,7 +131,7 @@ def files(tmp_path_factory, mindspore_cpu, noisy_values, tokenizer) -> SimpleNam
     folder = tmp_path_factory.mktemp("evaluate")
     write_character_tokenizer(folder / "tokenizer")
     config = ModelConfig(tokenizer.vocab_size, 16, 24, 1, 2, 1, max_position_embeddings=32, tie_word_embeddings=True)
-    save_model_folder(folder / "model", noisy_values(config), config, folder / "tokenizer", tokenizer.stop_ids)
+    save_model(folder / "model", noisy_values(config), config, folder / "tokenizer", tokenizer.stop_ids)
     problems = list(generate_arithmetic(5, seed=1, digits=(1, 2)))
     path = folder / "problems.jsonl"
     path.write_text("".join(json.dumps(problem) + "\n" for problem in problems))

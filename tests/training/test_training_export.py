@@ -2,11 +2,12 @@ import json
 
 import numpy as np
 import pytest
+from one_rank import save_model
 from simulated_world import SimulatedWorld
 from tiny_runs import MODEL, folder_bytes
 
 from r1parallel.checkpoint.convert import convert_weight
-from r1parallel.checkpoint.export import save_model_folder, save_model_merged, save_model_ranks
+from r1parallel.checkpoint.export import save_model_merged, save_model_ranks
 from r1parallel.checkpoint.load import config_beside, read_model
 from r1parallel.checkpoint.shards import Shards
 from r1parallel.checkpoint.slice import merge_checkpoint, slice_checkpoint
@@ -57,7 +58,7 @@ def test_every_tool_can_open_what_was_saved(tmp_path, tokenizer, monkeypatch, sa
 
 def test_a_merged_model_is_what_one_process_writes(tmp_path, tokenizer, monkeypatch):
     values = random_values(MODEL, 0)
-    save_model_folder(tmp_path / "one", values, MODEL, tokenizer, [1])
+    save_model(tmp_path / "one", values, MODEL, tokenizer, [1])
     many = tmp_path / "many"
     SimulatedWorld(4, monkeypatch).run(
         lambda world: save_model_merged(many, cut(values, MANY, world.rank), tokenizer, [1], world)
