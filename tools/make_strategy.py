@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from r1parallel.config.command_line import parse_command_line
+from r1parallel.config.load import sections_in
 from r1parallel.config.schema import RunConfig
 from r1parallel.errors import run_command
 from r1parallel.parallel.describe import describe_rank, first_ranks, parse_ranks
@@ -39,7 +40,8 @@ def main(argv: Sequence[str]) -> None:
     if args.check:
         from r1parallel.rl.dry_run import check_strategy
 
-        check_strategy(config, args.model, ranks or first_ranks(layout), args.output_dir)
+        sft = "sft_config" in sections_in(args.config)
+        check_strategy(config, args.model, ranks or first_ranks(layout), args.output_dir, sft)
 
 
 if __name__ == "__main__":

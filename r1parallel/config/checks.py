@@ -228,7 +228,23 @@ def _around(value: int, working: Sequence[int]) -> str:
     return " or ".join(str(number) for number in below + above)
 
 
+def check_compute_dtype(config: RunConfig) -> None:
+    """Check that the device can compute in the configured type. A dry compilation computes nothing and needs no check.
+
+    Raises:
+        UserError: bfloat16 on the CPU.
+
+    """
+    context = config.context
+    if context.compute_dtype == "bfloat16" and context.device_target == "CPU":
+        raise UserError(
+            "context.compute_dtype is bfloat16, which the CPU cannot compute in; "
+            "set it to float32, or context.device_target to Ascend"
+        )
+
+
 _CHECKS: tuple[tuple[str, Callable[[RunConfig], None]], ...] = (
+    ("context", check_compute_dtype),
     ("actor_config", _check_recompute),
     ("actor_config", _check_schedule),
     ("reward_config", _check_rewards),

@@ -89,6 +89,7 @@ _KNOWN_NAMES = {
     "actor_config.lr_schedule.lr_decay_style": ("cosine", "linear", "constant"),
     "actor_config.optimizer.type": ("adamw", "momentum"),
     "context.device_target": ("CPU", "Ascend"),
+    "context.compute_dtype": ("float32", "bfloat16"),
 }
 
 

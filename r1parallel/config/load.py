@@ -47,6 +47,11 @@ def load_config(path: str | Path | None, overrides: Mapping[str, str], sections:
     return config
 
 
+def sections_in(path: str | Path) -> set[str]:
+    """Names of the sections that a YAML file, which `load_config` has read before, gives values to."""
+    return set(yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {})
+
+
 class _YamlFile:
     """One YAML file, kept as nodes so that every message can name the line."""
 

@@ -168,6 +168,7 @@ class ContextConfig:
     """MindSpore's own settings."""
 
     device_target: str = "CPU"  # CPU | Ascend
+    compute_dtype: str = "float32"  # float32: plain operators | bfloat16: Ascend's fused operators, see docs/ascend.md
     device_id: int = 0  # which device of this host
     max_call_depth: int = 10000  # of graph compilation
     wait_limit: float = 1800.0  # seconds that a rank waits for the others, compilation included

@@ -10,6 +10,7 @@ from r1parallel.config.schema import RunConfig, SamplingConfig
 from r1parallel.data.tokenizer import Tokenizer, check_tokenizer, load_tokenizer
 from r1parallel.errors import UserError
 from r1parallel.generation.engine import Completions, RolloutEngine
+from r1parallel.models.fused import choose_operators
 from r1parallel.models.parameters import load_parameters
 from r1parallel.parallel.device import setup_device
 
@@ -24,6 +25,7 @@ class Answerer:
         tokenizer: of the same folder unless another was given.
         sampling: how tokens are drawn.
         rows: prompts generated together.
+        compute_dtype: of the configuration's context.
     """
 
     path: Path
@@ -31,6 +33,7 @@ class Answerer:
     tokenizer: Tokenizer
     sampling: SamplingConfig
     rows: int
+    compute_dtype: str
 
     @classmethod
     def open(cls, config: RunConfig) -> "Answerer":
@@ -48,7 +51,14 @@ class Answerer:
         tokenizer = load_tokenizer(folder)
         check_tokenizer(tokenizer, sizes, str(folder))
         setup_device(config.context)
-        return cls(path, sizes, tokenizer, generate.sampling_config, generate.infer_model_batch_size)
+        return cls(
+            path,
+            sizes,
+            tokenizer,
+            generate.sampling_config,
+            generate.infer_model_batch_size,
+            config.context.compute_dtype,
+        )
 
     def answer(self, prompts: Sequence[Sequence[int]], seed: int) -> Completions:
         """Complete every prompt; sample i of the list is named i.
@@ -60,6 +70,7 @@ class Answerer:
         stop_ids = self.sampling.eos_token_id or self.tokenizer.stop_ids
         pad_id = self.tokenizer.pad_token_id if self.sampling.pad_token_id < 0 else self.sampling.pad_token_id
         rows = min(self.rows, len(prompts))
-        engine = RolloutEngine(self.config, self.sampling, rows, longest, stop_ids, pad_id)
+        operators = choose_operators(self.compute_dtype, trained=False)
+        engine = RolloutEngine(self.config, self.sampling, rows, longest, stop_ids, pad_id, operators=operators)
         load_parameters(engine.model, read_model(self.path, self.config), str(self.path))
         return engine.generate(prompts, seed, range(len(prompts)), progress=True)

@@ -15,6 +15,8 @@ from r1parallel.data.batches import right_aligned
 from r1parallel.errors import UserError
 from r1parallel.generation.noise import uniforms
 from r1parallel.generation.sampling import Sampler
+from r1parallel.models.fused import PLAIN, Operators
+from r1parallel.models.parameters import unallocated
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
 from r1parallel.parallel.layout import ModelLayout
 from r1parallel.parallel.mesh import Mesh
@@ -74,13 +76,15 @@ class NextToken(nn.Cell):
 
 
 def _split_cache(model: Qwen2ForCausalLM, mesh: Mesh) -> None:
-    """Split writes to the cache over rows and heads. MindSpore has no rule for IndexAdd, so its layouts stand here."""
+    """Split writes to the cache over rows and heads. MindSpore has no rule for them, so their layouts stand here."""
     grid = Layout((mesh.dp, mesh.tp), ("dp", "tp"))
     heads, whole = grid("dp", "tp", "None", "None"), grid("None")
+    # The second input of the latter is a number, the dimension.
+    inputs = {"IndexAdd": (heads, whole, heads), "InplaceIndexAddExt": (heads, whole, whole, heads)}
     for layer in model.model.layers:
         write = layer.attention.write
         write.add_prim_attr("self_define_shard", True)
-        write.shard((heads, whole, heads), (heads,))
+        write.shard(inputs[write.name], (heads,))
 
 
 class RolloutEngine:
@@ -95,6 +99,7 @@ class RolloutEngine:
         pad_id: fills unused slots; may be a stop id, masks come from lengths.
         mesh: dp and tp of the generator; pp is 1. All ranks are called with the same prompts at the same time.
         world: which rank this is. With several ranks the graphs are compiled here, so that weights can be set after.
+        operators: what the model is made of.
 
     Raises:
         UserError: P + C is more than the model's positions, or a stop or padding id is not the model's.
@@ -110,6 +115,7 @@ class RolloutEngine:
         pad_id: int,
         mesh: Mesh = _ONE_RANK,
         world: World = _ALONE,
+        operators: Operators = PLAIN,
     ):
         slots = prompt_length + sampling.max_tokens
         if slots > config.max_position_embeddings:
@@ -124,7 +130,8 @@ class RolloutEngine:
         self.rows, self.prompt_length, self.max_tokens = rows * mesh.dp, prompt_length, sampling.max_tokens
         self.stop_ids, self.pad_id = np.array(sorted(stop_ids), np.int32), pad_id
         self.prompt_slots = max(prompt_length, _MIN_PROMPT_SLOTS)
-        self.model = Qwen2ForCausalLM(config, self.prompt_slots + self.max_tokens, cache_rows=self.rows)
+        with unallocated():
+            self.model = Qwen2ForCausalLM(config, self.prompt_slots + self.max_tokens, self.rows, operators)
         self._prompt_slots = Tensor(np.arange(self.prompt_slots, dtype=np.int32))
         self._slots = [Tensor(np.array([self.prompt_slots + t], np.int32)) for t in range(self.max_tokens)]
         self._next_token = self._spread(mesh, world)

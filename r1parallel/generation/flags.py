@@ -2,6 +2,7 @@
 
 import argparse
 
+from r1parallel.config.checks import check_compute_dtype
 from r1parallel.config.limits import check_limits
 from r1parallel.config.load import PREDICT_SECTIONS, load_config
 from r1parallel.config.schema import RunConfig
@@ -17,6 +18,7 @@ _FLAGS = {
     "repetition_penalty": ("generate_config.sampling_config.repetition_penalty", "1 is none"),
     "batch_size": ("generate_config.infer_model_batch_size", "prompts generated together"),
     "device_target": ("context.device_target", "CPU or Ascend"),
+    "compute_dtype": ("context.compute_dtype", "float32 or, on Ascend, bfloat16"),
 }
 
 
@@ -32,10 +34,11 @@ def read_flags(args: argparse.Namespace, **defaults: str) -> RunConfig:
     """The configuration that the flags, then the YAML, then `defaults` (by flag) make.
 
     Raises:
-        UserError: a value has the wrong type or is out of its range.
+        UserError: a value has the wrong type or is out of its range, or the device cannot compute in the type.
     """
     given = {key: getattr(args, flag) for flag, (key, _) in _FLAGS.items() if getattr(args, flag) is not None}
     fallback = {} if args.config else {_FLAGS[flag][0]: value for flag, value in defaults.items()}
     config = load_config(args.config, {**fallback, **given}, PREDICT_SECTIONS)
     check_limits(config, PREDICT_SECTIONS)
+    check_compute_dtype(config)
     return config

@@ -14,10 +14,8 @@ from r1parallel.config.model import ModelConfig
 _MASKED = -1e9
 
 
-class Geometry(nn.Cell):
-    """Slots of the queries and starts of the rows → rotary cosines and sines, and the mask.
-
-    All are tiled over the heads here, once for all layers; see layers.py for why no layer may broadcast them.
+class Positions(nn.Cell):
+    """What every geometry is made from: rotary angles, and which keys a query sees.
 
     Args:
         config: sizes of the model: N heads, M key/value heads, G = N / M, head size 2D.
@@ -26,8 +24,6 @@ class Geometry(nn.Cell):
 
     def __init__(self, config: ModelConfig, num_keys: int):
         super().__init__()
-        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
-        self.group = config.num_heads // config.num_kv_heads
         exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
         frequencies = (1.0 / np.float32(config.rope_theta) ** exponents).astype(np.float32)
         self.frequencies = Tensor(frequencies.reshape(1, 1, 1, -1))
@@ -36,8 +32,36 @@ class Geometry(nn.Cell):
         self.cast, self.angle = ops.Cast(), ops.Mul()
         self.cos, self.sin = ops.Cos(), ops.Sin()
         self.after, self.before, self.both = ops.GreaterEqual(), ops.LessEqual(), ops.LogicalAnd()
+        self.reshape = ops.Reshape()
+
+    def angles(self, slots_S: Tensor, starts_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of a row's positions, fp32 [B, 1, S, D]."""
+        rows, queries = starts_B.shape[0], slots_S.shape[0]
+        starts_B1 = self.reshape(starts_B, (rows, 1))
+        positions_BS = self.clip(self.sub(self.reshape(slots_S, (1, queries)), starts_B1), 0)
+        positions_B1S1 = self.reshape(self.cast(positions_BS, ms.float32), (rows, 1, queries, 1))
+        angles_B1SD = self.angle(positions_B1S1, self.frequencies)
+        return self.cos(angles_B1SD), self.sin(angles_B1SD)
+
+    def visible(self, slots_S: Tensor, starts_B: Tensor) -> Tensor:
+        """Whether a query sees a key, bool [B, S, K]: the key is real, and not behind the query."""
+        started_B1K = self.after(self.key_slots, self.reshape(starts_B, (starts_B.shape[0], 1, 1)))
+        causal_1SK = self.before(self.key_slots, self.reshape(slots_S, (1, slots_S.shape[0], 1)))
+        return self.both(started_B1K, causal_1SK)
+
+
+class Geometry(Positions):
+    """Slots of the queries and starts of the rows → rotary cosines and sines, and the mask.
+
+    All are tiled over the heads here, once for all layers; see layers.py for why no layer may broadcast them.
+    """
+
+    def __init__(self, config: ModelConfig, num_keys: int):
+        super().__init__(config, num_keys)
+        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
+        self.group = config.num_heads // config.num_kv_heads
         self.seen, self.hide = ops.Sub(), ops.Mul()
-        self.reshape, self.tile_heads, self.tile_mask = ops.Reshape(), ops.Tile(), ops.Tile()
+        self.tile_heads, self.tile_mask = ops.Tile(), ops.Tile()
 
     def construct(self, slots_S: Tensor, starts_B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """slots_S int32, starts_B int32 → cos and sin [B, N, S, D] for queries, [B, M, S, D] for keys, mask.
@@ -45,14 +69,8 @@ class Geometry(nn.Cell):
         The mask, [B, M, G·S, K], is added to the scores.
         """
         rows, queries = starts_B.shape[0], slots_S.shape[0]
-        starts_B1 = self.reshape(starts_B, (rows, 1))
-        positions_BS = self.clip(self.sub(self.reshape(slots_S, (1, queries)), starts_B1), 0)
-        positions_B1S1 = self.reshape(self.cast(positions_BS, ms.float32), (rows, 1, queries, 1))
-        angles_B1SD = self.angle(positions_B1S1, self.frequencies)
-        cos_B1SD, sin_B1SD = self.cos(angles_B1SD), self.sin(angles_B1SD)
-        started_B1K = self.after(self.key_slots, self.reshape(starts_B, (rows, 1, 1)))
-        causal_1SK = self.before(self.key_slots, self.reshape(slots_S, (1, queries, 1)))
-        seen_BSK = self.both(started_B1K, causal_1SK)
+        cos_B1SD, sin_B1SD = self.angles(slots_S, starts_B)
+        seen_BSK = self.visible(slots_S, starts_B)
         mask_BSK = self.hide(self.seen(1.0, self.cast(seen_BSK, ms.float32)), _MASKED)
         mask_B1SK = self.reshape(mask_BSK, (rows, 1, queries, -1))
         return (

@@ -4,14 +4,17 @@ On the CPU an elementwise operator that broadcasts keeps index tables of 16 byte
 as long as the graph lives. So nothing here broadcasts: biases are added by BiasAdd, smaller factors are tiled first.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 from mindspore.ops.auto_generate import SiLU  # the primitive; `ops` has the function only
 
 
-def _weight(shape: tuple[int, ...], init: str = "zeros") -> Parameter:
-    return Parameter(initializer(init, shape, ms.float32), name="weight")
+def _weight(shape: tuple[int, ...], init: str = "zeros", dtype: Any = ms.float32) -> Parameter:
+    return Parameter(initializer(init, shape, dtype), name="weight")
 
 
 class Linear(nn.Cell):
@@ -23,16 +26,19 @@ class Linear(nn.Cell):
         has_bias: add a bias.
         transposed: keep the weight as [I, O], which makes products of few rows two to three times faster on CPU.
             `parameters.py` transposes on the way in and out; everywhere else a weight is [O, I].
+        dtype: of the Parameters.
     """
 
-    def __init__(self, in_size: int, out_size: int, has_bias: bool = False, transposed: bool = False):
+    def __init__(
+        self, in_size: int, out_size: int, has_bias: bool = False, transposed: bool = False, dtype: Any = ms.float32
+    ):
         super().__init__()
-        self.weight = _weight((in_size, out_size) if transposed else (out_size, in_size))
+        self.weight = _weight((in_size, out_size) if transposed else (out_size, in_size), dtype=dtype)
         self.transposed = transposed
         self.matmul = ops.MatMul(transpose_b=not transposed)
         self.has_bias = has_bias
         if has_bias:
-            self.bias = Parameter(initializer("zeros", (out_size,), ms.float32), name="bias")
+            self.bias = Parameter(initializer("zeros", (out_size,), dtype), name="bias")
             self.add = ops.BiasAdd()
 
     def construct(self, x_TI: Tensor) -> Tensor:
@@ -62,11 +68,11 @@ class RMSNorm(nn.Cell):
 
 
 class Embedding(nn.Cell):
-    """Rows of embedding_weight_VH."""
+    """Rows of embedding_weight_VH; `dtype` is the Parameter's."""
 
-    def __init__(self, vocab_size: int, size: int):
+    def __init__(self, vocab_size: int, size: int, dtype: Any = ms.float32):
         super().__init__()
-        self.embedding_weight = Parameter(initializer("zeros", (vocab_size, size), ms.float32))
+        self.embedding_weight = Parameter(initializer("zeros", (vocab_size, size), dtype))
         self.gather = ops.Gather()
 
     def construct(self, ids_T: Tensor) -> Tensor:
@@ -74,15 +80,26 @@ class Embedding(nn.Cell):
 
 
 class FeedForward(nn.Cell):
-    """SwiGLU (Shazeer 2020): w2(silu(w1 x) · w3 x)."""
+    """SwiGLU (Shazeer 2020): w2(silu(w1 x) · w3 x). `linear` makes its projections."""
 
-    def __init__(self, size: int, inner_size: int, transposed: bool = False):
+    def __init__(self, size: int, inner_size: int, transposed: bool = False, linear: Callable[..., Linear] = Linear):
         super().__init__()
-        self.w1 = Linear(size, inner_size, transposed=transposed)
-        self.w2 = Linear(inner_size, size, transposed=transposed)
-        self.w3 = Linear(size, inner_size, transposed=transposed)
+        self.w1 = linear(size, inner_size, transposed=transposed)
+        self.w2 = linear(inner_size, size, transposed=transposed)
+        self.w3 = linear(size, inner_size, transposed=transposed)
         self.silu = SiLU()
         self.gate = ops.Mul()
 
     def construct(self, x_TH: Tensor) -> Tensor:
         return self.w2(self.gate(self.silu(self.w1(x_TH)), self.w3(x_TH)))
+
+
+class TiedHead(nn.Cell):
+    """logits = hidden · embeddingᵀ, with the embedding's own weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matmul = ops.MatMul(transpose_b=True)
+
+    def construct(self, hidden_TH: Tensor, embedding_weight_VH: Tensor) -> Tensor:
+        return self.matmul(hidden_TH, embedding_weight_VH)

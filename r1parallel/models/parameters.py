@@ -2,10 +2,11 @@
 
 Under a parallel layout a rank holds a slice of each parameter of its stage. MindSpore gives a Parameter the slice's
 shape when it compiles the graph; a full tensor set after that is accepted and silently wrong. So slices are set after
-compiling, each against its shape.
+compiling, each against its shape. Values outside are fp32; a bf16 Parameter rounds what it is given.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -35,6 +36,20 @@ class TensorSource(Protocol):
     def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
 
     def read(self, name: str, region: Slices | None = None) -> np.ndarray: ...
+
+
+@contextmanager
+def unallocated() -> Iterator[None]:
+    """Parameters made in here get no memory: compiling gives each its slice's, and those of other stages none at all.
+
+    MindSpore's `no_init_parameters` does the same but may not be nested.
+    """
+    before = getattr(ms.Parameter, "init_param", True)  # MindSpore reads it so, too: the class begins without it
+    ms.Parameter.init_param = False
+    try:
+        yield
+    finally:
+        ms.Parameter.init_param = before
 
 
 def model_parameters(model: nn.Cell) -> dict[str, ms.Parameter]:
@@ -131,7 +146,7 @@ def parameter_values(model: nn.Cell, layout: ModelLayout | None = None, rank: in
         if layout is None or region_of(name, layout, rank) is not None:
             value = parameter.asnumpy()
             # asnumpy() shows the live buffer, which the next step overwrites: copy.
-            values[name] = (value.T if name in transposed else value).copy()
+            values[name] = (value.T if name in transposed else value).astype(np.float32, order="C")
     return values
 
 
@@ -139,13 +154,6 @@ def state_values(state: Mapping[str, ms.Parameter], layout: ModelLayout, rank: i
     """Copies of what this rank holds of an optimizer's state, under the same names."""
     own = {name: p for name, p in state.items() if region_of(name, layout, rank) is not None}
     return {name: parameter.asnumpy().copy() for name, parameter in own.items()}
-
-
-def copy_parameters(source: nn.Cell, target: nn.Cell) -> None:
-    """Give `target` the values of `source`; both hold the same names, and no layout splits them."""
-    targets, turned = model_parameters(target), transposed_weights(source) ^ transposed_weights(target)
-    for name, parameter in model_parameters(source).items():
-        _set(targets[name], parameter.asnumpy().copy(), name in turned)
 
 
 def random_values(config: ModelConfig, seed: int, scale: float = 0.02) -> dict[str, np.ndarray]:
@@ -185,4 +193,4 @@ def _set(parameter: ms.Parameter, value: np.ndarray, transposed: bool) -> None:
             f"{parameter.name} has shape {tuple(parameter.shape)}, its slice {value.shape}; "
             "is the model compiled, and under this layout?"
         )
-    parameter.set_data(Tensor(value))
+    parameter.set_data(Tensor(value, parameter.dtype))

@@ -8,20 +8,22 @@ from collections.abc import Callable
 from mindspore import Tensor, nn, ops
 
 from r1parallel.config.model import ModelConfig
-from r1parallel.models.attention import Attention, CachedAttention
-from r1parallel.models.geometry import Geometry
-from r1parallel.models.layers import Embedding, FeedForward, Linear, RMSNorm
+from r1parallel.models.attention import Attention
+from r1parallel.models.fused import PLAIN, Operators
+from r1parallel.models.layers import FeedForward
 
 
 class Block(nn.Cell):
     """x + attention(norm(x)), then x + feed_forward(norm(x)). Its weights are kept as the attention keeps its own."""
 
-    def __init__(self, config: ModelConfig, attention: Attention):
+    def __init__(self, config: ModelConfig, operators: Operators, attention: Attention):
         super().__init__()
-        self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.attention_norm = operators.norm(config.hidden_size, config.rms_norm_eps)
         self.attention = attention
-        self.ffn_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.feed_forward = FeedForward(config.hidden_size, config.intermediate_size, attention.wo.transposed)
+        self.ffn_norm = operators.norm(config.hidden_size, config.rms_norm_eps)
+        self.feed_forward = FeedForward(
+            config.hidden_size, config.intermediate_size, attention.wo.transposed, operators.linear
+        )
         self.add_attention, self.add_feed_forward = ops.Add(), ops.Add()
 
     def construct(self, x_TH: Tensor, geometry: tuple[Tensor, ...], slots_S: Tensor) -> Tensor:
@@ -35,15 +37,18 @@ class Qwen2Model(nn.Cell):
     Args:
         config: sizes of the model.
         num_keys: K, slots that can be attended to.
+        operators: what it is made of.
         make_attention: a block's attention; called once a layer.
     """
 
-    def __init__(self, config: ModelConfig, num_keys: int, make_attention: Callable[[], Attention]):
+    def __init__(
+        self, config: ModelConfig, num_keys: int, operators: Operators, make_attention: Callable[[], Attention]
+    ):
         super().__init__()
-        self.config, self.num_keys = config, num_keys
-        self.tok_embeddings = Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.CellList([Block(config, make_attention()) for _ in range(config.num_layers)])
-        self.norm_out = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.config, self.num_keys, self.make_geometry = config, num_keys, operators.geometry
+        self.tok_embeddings = operators.embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.CellList([Block(config, operators, make_attention()) for _ in range(config.num_layers)])
+        self.norm_out = operators.norm(config.hidden_size, config.rms_norm_eps)
         self.reshape = ops.Reshape()
         self.cut((config.num_layers,))
 
@@ -51,7 +56,7 @@ class Qwen2Model(nn.Cell):
         """Make runs of so many consecutive layers. Each has a geometry of its own: between runs only x_TH passes."""
         assert sum(counts) == self.config.num_layers, counts
         self.counts = counts
-        self.geometries = nn.CellList([Geometry(self.config, self.num_keys) for _ in counts])
+        self.geometries = nn.CellList([self.make_geometry(self.config, self.num_keys) for _ in counts])
 
     def construct(self, tokens_BS: Tensor, slots_S: Tensor, starts_B: Tensor) -> Tensor:
         """tokens_BS, slots_S, starts_B int32 → hidden_TH."""
@@ -64,17 +69,6 @@ class Qwen2Model(nn.Cell):
         return self.norm_out(x_TH)
 
 
-class TiedHead(nn.Cell):
-    """logits = hidden · embeddingᵀ, with the embedding's own weight."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.matmul = ops.MatMul(transpose_b=True)
-
-    def construct(self, hidden_TH: Tensor, embedding_weight_VH: Tensor) -> Tensor:
-        return self.matmul(hidden_TH, embedding_weight_VH)
-
-
 class Qwen2ForCausalLM(nn.Cell):
     """The model with its head. `hidden` and `logits` are apart because few positions need logits.
 
@@ -82,18 +76,21 @@ class Qwen2ForCausalLM(nn.Cell):
         config: sizes of the model.
         num_keys: K, slots that can be attended to.
         cache_rows: rows of the key/value cache; 0: no cache, a call attends to its own tokens (then S = K).
+        operators: what it is made of.
     """
 
-    def __init__(self, config: ModelConfig, num_keys: int, cache_rows: int = 0):
+    def __init__(self, config: ModelConfig, num_keys: int, cache_rows: int = 0, operators: Operators = PLAIN):
         super().__init__()
         self.config = config
 
         def make_attention() -> Attention:
-            return CachedAttention(config, cache_rows, num_keys) if cache_rows else Attention(config)
+            return (
+                operators.cached_attention(config, cache_rows, num_keys) if cache_rows else operators.attention(config)
+            )
 
-        self.model = Qwen2Model(config, num_keys, make_attention)
+        self.model = Qwen2Model(config, num_keys, operators, make_attention)
         self.tied = config.tie_word_embeddings
-        self.lm_head = TiedHead() if self.tied else Linear(config.hidden_size, config.vocab_size)
+        self.lm_head = operators.tied_head() if self.tied else operators.head(config.hidden_size, config.vocab_size)
 
     def hidden(self, tokens_BS: Tensor, slots_S: Tensor, starts_B: Tensor) -> Tensor:
         """Hidden states, [T, H]."""

@@ -28,7 +28,7 @@ def block_steps(half: str) -> list[Step]:
     """The steps of one of `HALVES`, in their order."""
     between: Split = OPERATORS["RMSNorm"]["normalize"][0]
     if half == "attention":
-        heads: Split = OPERATORS["Attention"]["scores"][0][:2]  # [B, heads, …]: a row's batch and its heads
+        heads: Split = OPERATORS["SoftmaxCore"]["scores"][0][:2]  # [B, heads, …]: a row's batch and its heads
         return [
             Step("attention_norm", between, between, "hidden"),
             _projection("wq, wk, wv", "attention.wq.weight", "heads"),

@@ -14,7 +14,7 @@ DP, TP, ROWS = "dp", "tp", "rows"
 Strategy = tuple[tuple[str | None, ...], ...]
 
 _ROWS: Strategy = ((ROWS, None),)  # [T, H]: whole rows
-_REPLICATED: Strategy = ((None, None),)
+REPLICATED: Strategy = ((None, None),)
 _WHOLE: Strategy = ((DP, None),)  # [T, V] and [B, V] of an unsplit vocabulary
 _INNER: Strategy = ((DP, TP),)  # [T, columns of a column-parallel projection]
 _HEADS: Strategy = ((DP, TP, None, None),)  # [B, heads, S, D] and [B, heads, G·S, K]
@@ -24,14 +24,21 @@ _SCALAR: Strategy = ((),)
 # Operators that only rename dimensions get no strategy: the compiler follows their input.
 UNSPLIT = ("Reshape", "Cast")
 
+_ALL_HEADS: Strategy = ((DP, None, None, None),)  # [B, 1, S, D] and [B, 1, S, K]
+
 _ATTENTION: dict[str, Strategy] = {
     "to_heads": ((DP, None, TP, None),),
     "from_heads": _HEADS,
-    "scale": _HEADS + _SCALAR,
-    "scores": _HEADS * 2,
-    "add_mask": _HEADS * 2,
-    "softmax": _HEADS,
-    "weighted_sum": _HEADS * 2,
+}
+_ANGLES: dict[str, Strategy] = {
+    "sub": ((None, None), (DP, None)),
+    "clip": ((DP, None), ()),
+    "angle": ((DP, None, None, None), (None, None, None, None)),
+    "cos": _ALL_HEADS,
+    "sin": _ALL_HEADS,
+    "after": ((None, None, None), (DP, None, None)),
+    "before": ((None, None, None), (None, None, None)),
+    "both": ((DP, None, None), (None, None, None)),
 }
 # Cell → operator's attribute → strategy
 OPERATORS: dict[str, dict[str, Strategy]] = {
@@ -49,23 +56,38 @@ OPERATORS: dict[str, dict[str, Strategy]] = {
     },
     "FeedForward": {"silu": _INNER, "gate": _INNER * 2},
     "Rotate": {"split": _HEADS, "mul": _HEADS * 2, "sub": _HEADS * 2, "add": _HEADS * 2, "join": _HEADS * 2},
+    "WideRotate": {
+        "split": _HEADS,
+        "mul": _HEADS + _ALL_HEADS,
+        "sub": _HEADS * 2,
+        "add": _HEADS * 2,
+        "join": _HEADS * 2,
+    },
+    "SoftmaxCore": {
+        "scale": _HEADS + _SCALAR,
+        "scores": _HEADS * 2,
+        "add_mask": _HEADS * 2,
+        "softmax": _HEADS,
+        "weighted_sum": _HEADS * 2,
+    },
+    "FlashCore": {"flash": _HEADS * 3 + _ALL_HEADS},
+    "FusedRMSNorm": {"norm": (*_ROWS, (None,))},
     "Attention": _ATTENTION,
     # The write is laid out in generation/engine.py.
     "CachedAttention": _ATTENTION | {"pad": _HEADS, "fill": _HEADS * 2},
     "Block": {"add_attention": _ROWS * 2, "add_feed_forward": _ROWS * 2},
-    "Geometry": {
-        "sub": ((None, None), (DP, None)),
-        "clip": ((DP, None), ()),
-        "angle": ((DP, None, None, None), (None, None, None, None)),
-        "cos": ((DP, None, None, None),),
-        "sin": ((DP, None, None, None),),
-        "after": ((None, None, None), (DP, None, None)),
-        "before": ((None, None, None), (None, None, None)),
-        "both": ((DP, None, None), (None, None, None)),
+    "Geometry": _ANGLES
+    | {
         "seen": ((), (DP, None, None)),
         "hide": ((DP, None, None), ()),
         "tile_heads": _HEADS,
         "tile_mask": _HEADS,
+    },
+    "FlashGeometry": _ANGLES
+    | {
+        "same": ((None, None, None), (None, None, None)),
+        "either": ((DP, None, None), (None, None, None)),
+        "invert": ((DP, None, None),),
     },
     "CompletionLogps": {
         "slice_hidden": ((DP, None, None),),
@@ -85,29 +107,29 @@ OPERATORS: dict[str, dict[str, Strategy]] = {
         "subtract": _PER_ROW * 2,
     },
     # Losses work on [B, C] tensors, small enough to have them whole on every rank.
-    "SFTLoss": {"mul": _REPLICATED * 2, "negate": _REPLICATED},
+    "SFTLoss": {"mul": REPLICATED * 2, "negate": REPLICATED},
     "GRPOLoss": {
-        "masked": _REPLICATED + _SCALAR,
-        "counts": _REPLICATED + _SCALAR,
-        "select": _REPLICATED * 3,
-        "old_difference": _REPLICATED * 2,
-        "ratio": _REPLICATED,
-        "clip_low": _REPLICATED + _SCALAR,
-        "clip_high": _REPLICATED + _SCALAR,
-        "gain": _REPLICATED * 2,
-        "smaller": _REPLICATED * 2,
-        "negate": _REPLICATED,
-        "ref_difference": _REPLICATED * 2,
-        "exp": _REPLICATED,
-        "minus": _REPLICATED * 2,
-        "minus_one": _REPLICATED + _SCALAR,
-        "times_beta": _REPLICATED + _SCALAR,
-        "add": _REPLICATED * 2,
-        "less": _REPLICATED * 2,
-        "weigh": _REPLICATED * 2,
-        "join": _REPLICATED * 5,
+        "masked": REPLICATED + _SCALAR,
+        "counts": REPLICATED + _SCALAR,
+        "select": REPLICATED * 3,
+        "old_difference": REPLICATED * 2,
+        "ratio": REPLICATED,
+        "clip_low": REPLICATED + _SCALAR,
+        "clip_high": REPLICATED + _SCALAR,
+        "gain": REPLICATED * 2,
+        "smaller": REPLICATED * 2,
+        "negate": REPLICATED,
+        "ref_difference": REPLICATED * 2,
+        "exp": REPLICATED,
+        "minus": REPLICATED * 2,
+        "minus_one": REPLICATED + _SCALAR,
+        "times_beta": REPLICATED + _SCALAR,
+        "add": REPLICATED * 2,
+        "less": REPLICATED * 2,
+        "weigh": REPLICATED * 2,
+        "join": REPLICATED * 5,
     },
-    "Placed": {"place": _REPLICATED * 2},
+    "Placed": {"place": REPLICATED * 2},
     # A token is drawn from the whole vocabulary, by every tp rank alike.
     "NextToken": {"last": ((DP, None, None),)},
     "Sampler": {
@@ -160,5 +182,6 @@ def strategies(cell: nn.Cell) -> dict[str, Strategy]:
 
 def outputs(cell: nn.Cell) -> dict[str, Strategy]:
     """Attribute → split of the result, of the operators whose partial sums sequence parallelism scatters over rows."""
-    is_row_parallel = type(cell).__name__ == "Linear" and split_dim(cell.weight.name) == 1
+    is_linear = any(kind.__name__ == "Linear" for kind in type(cell).__mro__)
+    is_row_parallel = is_linear and split_dim(cell.weight.name) == 1
     return {"matmul": _ROWS} if is_row_parallel else {}

@@ -6,11 +6,11 @@ from mindspore.parallel.nn import MicroBatchInterleaved, Pipeline
 
 from r1parallel.config.schema import RecomputeConfig
 from r1parallel.parallel.mesh import Mesh
-from r1parallel.parallel.operators import DP, ROWS, TP, Strategy, outputs, strategies
+from r1parallel.parallel.operators import DP, REPLICATED, ROWS, TP, Strategy, outputs, strategies
 
-_WHOLE = ((1, 1), (1, 1))
-# Cell → operators whose results selective recomputation throws away: large, and cheap to make again.
-_SELECTED = {"Attention": ("scale", "scores", "add_mask", "softmax"), "FeedForward": ("silu", "gate")}
+# Cell → operators whose results selective recomputation throws away: large, and cheap to make again. The fused
+# attention keeps no such results.
+_SELECTED = {"SoftmaxCore": ("scale", "scores", "add_mask", "softmax"), "FeedForward": ("silu", "gate")}
 
 
 def parallelize(
@@ -46,9 +46,9 @@ def _split_operators(program: nn.Cell, mesh: Mesh, sequence_parallel: bool) -> N
     for _, cell in program.cells_and_names():
         if isinstance(cell, Pipeline):
             for add in cell.add_list:  # its sum of what the micro-batches give
-                add.shard(_WHOLE)
+                add.shard(numbers(REPLICATED * 2))
         elif isinstance(cell, MicroBatchInterleaved):
-            cell.add.shard(_WHOLE)
+            cell.add.shard(numbers(REPLICATED * 2))
         results = outputs(cell)
         for name, strategy in strategies(cell).items():
             operator = getattr(cell, name, None)

@@ -4,6 +4,7 @@ from mindspore import nn
 from mindspore.parallel.auto_parallel import AutoParallel
 
 from r1parallel.config.schema import RecomputeConfig
+from r1parallel.parallel.dry_program import DryProgram
 from r1parallel.parallel.layout import ModelLayout
 from r1parallel.parallel.parallelize import parallelize
 from r1parallel.parallel.world import DryWorld, World
@@ -29,7 +30,7 @@ def on_mesh(
         sequence_parallel: split the activations between the blocks over tp too.
         recompute: what the backward pass computes again; None: nothing.
     """
-    parallelize(program, layout.mesh, layout.stage_layers, sequence_parallel, recompute or RecomputeConfig())
+    parallelize(program, layout.mesh, layout.stage_layers, sequence_parallel, recompute)
     if world.size == 1:
         return program
     assert layout.world_size == world.size, (layout.world_size, world.size)
@@ -43,4 +44,5 @@ def on_mesh(
         spread.save_param_strategy_file(world.strategy_file)
         spread.disable_strategy_file_only_for_trainable_params()
         spread.no_init_parameters_in_compile()
+        return DryProgram(spread, world.strategy_file)
     return spread

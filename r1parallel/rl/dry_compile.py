@@ -1,4 +1,4 @@
-"""One rank's graph, compiled and never run: python -m r1parallel.rl.dry_compile FOLDER MODEL RANK WORLD_SIZE."""
+"""One rank's graph, compiled and never run: python -m r1parallel.rl.dry_compile FOLDER PROGRAM RANK WORLD_SIZE."""
 
 import json
 import time
@@ -9,16 +9,16 @@ from pathlib import Path
 
 import numpy as np
 from mindspore import nn
-from mindspore.nn.utils import no_init_parameters
 
 from r1parallel.config.load import load_config
 from r1parallel.config.model import ModelConfig, load_model_config
-from r1parallel.config.schema import RunConfig, SFTConfig
+from r1parallel.config.schema import RunConfig
 from r1parallel.cpu_backend.enable import enable
 from r1parallel.data.mindrecord import Rows
 from r1parallel.errors import run_command
 from r1parallel.generation.engine import RolloutEngine
-from r1parallel.models.parameters import transposed_weights
+from r1parallel.models.fused import choose_operators
+from r1parallel.models.parameters import transposed_weights, unallocated
 from r1parallel.monitor.memory import peak_resident_bytes
 from r1parallel.parallel.device import setup_device
 from r1parallel.parallel.model_layout import model_layout
@@ -33,11 +33,11 @@ def main(argv: Sequence[str]) -> None:
     """Compile what FOLDER/request.yaml configures and write FOLDER/result.json."""
     die_with_parent()
     folder, start = Path(argv[0]), time.monotonic()
-    model, rank, world_size = argv[1], int(argv[2]), int(argv[3])
+    program, rank, world_size = argv[1], int(argv[2]), int(argv[3])
     config = load_config(folder / REQUEST, {}, [section.name for section in fields(RunConfig)])
     result: dict[str, object]
     try:
-        turned = compile_rank(config, model, rank, world_size, folder / STRATEGY)
+        turned = compile_rank(config, program, rank, world_size, folder / STRATEGY)
         result = {"error": "", "transposed": sorted(turned)}
     except Exception as error:  # whatever MindSpore raises: the user is told its first line
         lines = [line for line in str(error).splitlines() if line.strip("- ")]
@@ -46,14 +46,18 @@ def main(argv: Sequence[str]) -> None:
     (folder / RESULT).write_text(json.dumps(result))
 
 
-def compile_rank(config: RunConfig, model: str, rank: int, world_size: int, strategy_file: Path) -> set[str]:
+def compile_rank(config: RunConfig, program: str, rank: int, world_size: int, strategy_file: Path) -> set[str]:
     """Let MindSpore lay out one of a run's models for one rank. No weights are allocated.
 
-    The program is the one that a run compiles, on shorter rows and fewer micro-batches: neither changes the layout.
+    The program is the one that a run compiles, with its fused operators and in its type, on shorter rows and fewer
+    micro-batches: neither changes the layout. It is compiled on the CPU, which has no kernels for bf16 and for the
+    fused operators. Where those are asked for, MindSpore stops at the selection of kernels, after it has written the
+    strategy file. The compilation has reached its end if and only if the file then exists and is whole; an error before
+    it is written is an error, and so is any other error than a missing kernel.
 
     Args:
         config: of the run.
-        model: "actor", "ref" or "generate".
+        program: "actor" (GRPO's), "sft" (the actor of an SFT run), "ref" or "generate".
         rank: of the job.
         world_size: its number of ranks, more than one.
         strategy_file: where MindSpore writes the layout.
@@ -66,16 +70,17 @@ def compile_rank(config: RunConfig, model: str, rank: int, world_size: int, stra
     setup_device(config.context)
     enable((rank, world_size))
     sizes, world = load_model_config(config.actor_config.model_config), DryWorld(rank, world_size, str(strategy_file))
-    with no_init_parameters():
-        return transposed_weights(_PROGRAMS[model](config, sizes, world))
+    with unallocated():
+        return transposed_weights(_PROGRAMS[program](config, sizes, world))
 
 
 def _actor(config: RunConfig, sizes: ModelConfig, world: DryWorld) -> nn.Cell:
-    parallel = config.actor_config.parallel_config
-    parallel.micro_batch_num = parallel.pipeline_stage
-    slots = _slots(parallel.model_parallel)
-    if config.sft_config == SFTConfig():
-        return Actor(config, sizes, slots, updates=1, world=world).model
+    slots = _actor_slots(config)
+    return Actor(config, sizes, slots, updates=1, world=world).model
+
+
+def _sft(config: RunConfig, sizes: ModelConfig, world: DryWorld) -> nn.Cell:
+    slots, parallel = _actor_slots(config), config.actor_config.parallel_config
     rows = config.sft_config.batch_size * parallel.data_parallel * parallel.micro_batch_num
     return SFTTrainer(config, sizes, _any_rows(rows, slots), None, world).model
 
@@ -89,10 +94,18 @@ def _generator(config: RunConfig, sizes: ModelConfig, world: DryWorld) -> nn.Cel
     slots = _slots(generate.parallel_config.model_parallel)
     generate.sampling_config.max_tokens = slots.completion
     mesh, rows = model_layout(config, sizes, "generate", world.size).mesh, generate.infer_model_batch_size
-    return RolloutEngine(sizes, generate.sampling_config, rows, slots.prompt, [], 0, mesh, world).model
+    operators = choose_operators(config.context.compute_dtype, trained=False)
+    return RolloutEngine(sizes, generate.sampling_config, rows, slots.prompt, [], 0, mesh, world, operators).model
 
 
-_PROGRAMS = {"actor": _actor, "ref": _reference, "generate": _generator}
+_PROGRAMS = {"actor": _actor, "sft": _sft, "ref": _reference, "generate": _generator}
+
+
+def _actor_slots(config: RunConfig) -> Slots:
+    """The shortest rows; as few micro-batches as the stages allow."""
+    parallel = config.actor_config.parallel_config
+    parallel.micro_batch_num = parallel.pipeline_stage
+    return _slots(parallel.model_parallel)
 
 
 def _slots(tp: int) -> Slots:

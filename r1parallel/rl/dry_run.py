@@ -25,16 +25,20 @@ from r1parallel.parallel.tensor_layout import Layout, TensorLayout
 REQUEST, RESULT, STRATEGY = "request.yaml", "result.json", "strategy.ckpt"
 
 
-def check_strategy(config: RunConfig, model: str, ranks: Sequence[int], output_dir: str | Path) -> None:
+def check_strategy(
+    config: RunConfig, model: str, ranks: Sequence[int], output_dir: str | Path, sft: bool = False
+) -> None:
     """Compare the strategy files of one of a run's models with what MindSpore's compiler makes; a line for each rank.
 
-    Each rank is compiled by a process of its own, one after the other, on the CPU; no weights are allocated.
+    Each rank is compiled by a process of its own, one after the other, on the CPU; no weights are allocated. Where the
+    program has operators that the CPU has no kernels for, see `dry_compile.compile_rank` for how far that gets.
 
     Args:
         config: of the run; `context.wait_limit` is the limit of one compilation, in seconds.
         model: "actor", "ref" or "generate".
         ranks: which to check.
         output_dir: as given to `write_model_strategies`.
+        sft: the actor is that of an SFT run.
 
     Raises:
         UserError: a rank's compilation fails or takes too long, or a parameter lies elsewhere than the table says.
@@ -44,9 +48,10 @@ def check_strategy(config: RunConfig, model: str, ranks: Sequence[int], output_d
         print("nothing to check: a single process holds everything")
         return
     shapes = load_model_config(config.actor_config.model_config).parameter_shapes()
+    program = "sft" if sft and model == "actor" else model
     for rank in ranks:
         with tempfile.TemporaryDirectory() as folder:
-            result = _compile(config, model, rank, table.world_size, Path(folder))
+            result = _compile(config, program, rank, table.world_size, Path(folder))
             theirs = read_rank_strategy(Path(folder) / STRATEGY, shapes)
         difference = first_difference(table, rank, theirs, shapes, result["transposed"])
         if difference:
@@ -108,12 +113,12 @@ def write_request(config: RunConfig, folder: Path) -> None:
     (folder / REQUEST).write_text(yaml.safe_dump(sections), encoding="utf-8")
 
 
-def _compile(config: RunConfig, model: str, rank: int, world_size: int, folder: Path) -> dict[str, Any]:
+def _compile(config: RunConfig, program: str, rank: int, world_size: int, folder: Path) -> dict[str, Any]:
     """Let another process compile one rank's graph; MindSpore's file is then in `folder`."""
     write_request(config, folder)
     with (folder / "log").open("w+", errors="replace") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "r1parallel.rl.dry_compile", str(folder), model, str(rank), str(world_size)],
+            [sys.executable, "-m", "r1parallel.rl.dry_compile", str(folder), program, str(rank), str(world_size)],
             cwd=folder,
             env=worker_environment(),
             stdout=log,

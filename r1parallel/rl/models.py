@@ -11,8 +11,9 @@ from mindspore import Tensor, nn
 from r1parallel.config import RunConfig
 from r1parallel.config.layouts import check_sequence_parallel
 from r1parallel.config.model import ModelConfig
+from r1parallel.models.fused import choose_operators
 from r1parallel.models.logps import CompletionLogps
-from r1parallel.models.parameters import parameter_values, set_slices, share_parameters
+from r1parallel.models.parameters import parameter_values, set_slices, share_parameters, unallocated
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
 from r1parallel.parallel.layout import ModelLayout
 from r1parallel.parallel.model_layout import model_layout
@@ -51,7 +52,9 @@ class Actor:
         check_sequence_parallel(parallel, settings.batch_size, slots.prompt + slots.completion)
         self.micro_rows = settings.batch_size * parallel.data_parallel
         self.update_rows = self.micro_rows * parallel.micro_batch_num
-        self.model = Qwen2ForCausalLM(model_config, slots.prompt + slots.completion)
+        operators = choose_operators(config.context.compute_dtype, trained=True)
+        with unallocated():
+            self.model = Qwen2ForCausalLM(model_config, slots.prompt + slots.completion, operators=operators)
         rows, split = self.micro_rows // parallel.micro_batch_interleave_num, parallel.model_parallel > 1
         loss = GRPOLoss(
             CompletionLogps(self.model, rows, slots.prompt, slots.completion, split),
@@ -66,7 +69,8 @@ class Actor:
         self._tied: TiedCopy | None = None
         if updates > 1:
             # The same operators on as many rows as in training: the log-probs come out equal to the last bit.
-            twin = Qwen2ForCausalLM(model_config, slots.prompt + slots.completion)
+            with unallocated():
+                twin = Qwen2ForCausalLM(model_config, slots.prompt + slots.completion, operators=operators)
             share_parameters(self.model, twin)
             self.old_logps = compiled_logps(
                 twin, self.micro_rows, slots.prompt, slots.completion, self.layout, world, parallel.use_seq_parallel
@@ -116,7 +120,9 @@ class Reference:
     def __init__(self, config: RunConfig, model_config: ModelConfig, slots: Slots, world: World):
         self.layout = model_layout(config, model_config, "ref", world.size)
         self.rows = config.ref_config.ref_model_batch_size * self.layout.mesh.dp
-        self.model = Qwen2ForCausalLM(model_config, slots.prompt + slots.completion)
+        operators = choose_operators(config.context.compute_dtype, trained=False)
+        with unallocated():
+            self.model = Qwen2ForCausalLM(model_config, slots.prompt + slots.completion, operators=operators)
         self.logps = compiled_logps(self.model, self.rows, slots.prompt, slots.completion, self.layout, world)
 
 

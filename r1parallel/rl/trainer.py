@@ -12,6 +12,7 @@ from r1parallel.data.mindrecord import Rows
 from r1parallel.data.tokenizer import Tokenizer
 from r1parallel.errors import UserError
 from r1parallel.generation.engine import RolloutEngine
+from r1parallel.models.fused import choose_operators
 from r1parallel.models.parameters import TensorSource, load_slices
 from r1parallel.monitor.phases import PhaseTimer
 from r1parallel.parallel.model_layout import model_layout
@@ -84,6 +85,7 @@ class GRPOTrainer:
             self.pad_id,
             self.generator_layout.mesh,
             self.world,
+            choose_operators(config.context.compute_dtype, trained=False),
         )
 
     def load(self, actor: TensorSource, reference: TensorSource | None) -> None:

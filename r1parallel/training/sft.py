@@ -17,6 +17,7 @@ from r1parallel.config.model import ModelConfig
 from r1parallel.data.batches import RowOrder, right_aligned
 from r1parallel.data.mindrecord import Rows
 from r1parallel.errors import UserError
+from r1parallel.models.fused import choose_operators
 from r1parallel.models.logps import CompletionLogps
 from r1parallel.models.parameters import (
     load_slices,
@@ -25,6 +26,7 @@ from r1parallel.models.parameters import (
     random_source,
     share_parameters,
     state_values,
+    unallocated,
 )
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
 from r1parallel.monitor.phases import PhaseTimer
@@ -79,14 +81,17 @@ class SFTTrainer:
         slots = self.prompt_length + self.answer_length
         _check_slots(slots, model_config)
         check_sequence_parallel(parallel, settings.batch_size, slots)
-        self.model = Qwen2ForCausalLM(model_config, slots)
+        operators = choose_operators(config.context.compute_dtype, trained=True)
+        with unallocated():
+            self.model = Qwen2ForCausalLM(model_config, slots, operators=operators)
         graph_rows, split = micro_rows // parallel.micro_batch_interleave_num, parallel.model_parallel > 1
         loss = SFTLoss(CompletionLogps(self.model, graph_rows, self.prompt_length, self.answer_length, split))
         examples = self.batch(rows, np.zeros(self.update_rows, np.int64))
         self.step = TrainStep(loss, self.model.trainable_params(), self.layout, world, actor, examples)
         self._eval_rows = settings.eval_batch_size * parallel.data_parallel
         if held_out is not None:
-            twin = Qwen2ForCausalLM(model_config, slots)
+            with unallocated():
+                twin = Qwen2ForCausalLM(model_config, slots, operators=operators)
             share_parameters(self.model, twin)
             self._eval_logps = compiled_logps(
                 twin,

@@ -82,7 +82,18 @@ def test_check_asks_mindspore_about_the_ranks(grpo, monkeypatch, flags, ranks):
     dry_run.check_strategy = lambda config, *rest: asked.append((config.actor_config.offset, *rest))
     monkeypatch.setitem(sys.modules, "r1parallel.rl.dry_run", dry_run)
     assert make(grpo, "--check", *flags) == 0
-    assert asked == [([0, 1], "actor", ranks, str(grpo.parent / "out"))]
+    assert asked == [([0, 1], "actor", ranks, str(grpo.parent / "out"), False)]
+
+
+def test_check_says_that_the_actor_is_of_an_sft_run(grpo, monkeypatch):
+    sft = grpo.with_name("sft.yaml")
+    sft.write_text(GRPO + "sft_config:\n  epochs: 1\n")
+    asked = []
+    dry_run = types.ModuleType("r1parallel.rl.dry_run")
+    dry_run.check_strategy = lambda *given: asked.append(given[-1])
+    monkeypatch.setitem(sys.modules, "r1parallel.rl.dry_run", dry_run)
+    assert make(sft, "--check") == 0
+    assert asked == [True]
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,16 @@ def test_the_defaults_pass_and_each_needed_key_is_needed(sections):
         assert f"{key} is empty" in refusal({key: ""}, sections)
 
 
+@pytest.mark.parametrize("sections", [GRPO_SECTIONS, SFT_SECTIONS, PREDICT_SECTIONS])
+def test_the_cpu_does_not_compute_in_bf16(sections):
+    assert refusal({"context.compute_dtype": "bfloat16"}, sections) == (
+        "context.compute_dtype is bfloat16, which the CPU cannot compute in; "
+        "set it to float32, or context.device_target to Ascend"
+    )
+    for compute_dtype in ("float32", "bfloat16"):
+        check({"context.compute_dtype": compute_dtype, "context.device_target": "Ascend"}, sections)
+
+
 def test_message_of_a_missing_key_names_the_flag():
     message = refusal({"actor_config.load": ""})
     assert message == "actor_config.load is empty; set it in the YAML file or with --actor_checkpoint_path"
@@ -64,6 +74,7 @@ def test_message_of_a_missing_key_names_the_flag():
         ("actor_config.lr_schedule.lr_decay_style", "step", "is 'step'; known: cosine, linear, constant"),
         ("actor_config.optimizer.type", "sgd", "is 'sgd'; known: adamw, momentum"),
         ("context.device_target", "GPU", "is 'GPU'; known: CPU, Ascend"),
+        ("context.compute_dtype", "bf16", "is 'bf16'; known: float32, bfloat16"),
         ("actor_config.parallel_config.model_parallel", "0", "it must be at least 1"),
         ("generate_config.parallel_config.micro_batch_num", "-2", "it must be at least 1"),
         ("ref_config.parallel_config.micro_batch_interleave_num", "0", "it must be at least 1"),

@@ -69,6 +69,8 @@ def test_model_yaml_states_every_size_and_nothing_else(model):
 @pytest.mark.parametrize("model", MODELS)
 def test_shipped_run_passes_every_check(model, kind):
     config = load(model, kind)
+    fused = config.context.device_target == "Ascend"
+    assert config.context.compute_dtype == ("bfloat16" if fused else "float32")
     main = config.generate_config if kind == "predict" else config.actor_config
     layout = main.parallel_config
     world_size = layout.data_parallel * layout.model_parallel * layout.pipeline_stage

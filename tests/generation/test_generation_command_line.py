@@ -151,6 +151,13 @@ def test_bad_flags(generate, flag, value, message):
         generate(**{flag: value})
 
 
+def test_a_configuration_for_ascend_is_refused_on_the_cpu(generate, tmp_path_factory):
+    file = tmp_path_factory.mktemp("configuration") / "predict.yaml"
+    file.write_text("context:\n  device_target: Ascend\n  compute_dtype: bfloat16\n")
+    with pytest.raises(UserError, match="compute_dtype is bfloat16, which the CPU cannot compute in"):
+        generate(config=file, device_target="CPU")
+
+
 def test_flags_are_not_abbreviated(files, capsys):
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(TOOL))["main"]([f"--model={files.model}", "--prompt=x", "--output=y"])

@@ -8,7 +8,6 @@ from r1parallel.checkpoint.load import ArraySource
 from r1parallel.config.model import ModelConfig
 from r1parallel.errors import UserError
 from r1parallel.models.parameters import (
-    copy_parameters,
     load_parameters,
     load_slices,
     load_state,
@@ -20,6 +19,7 @@ from r1parallel.models.parameters import (
     share_parameters,
     state_values,
     transposed_weights,
+    unallocated,
 )
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
 from r1parallel.parallel.layout import ModelLayout
@@ -115,10 +115,25 @@ def test_values_of_another_model_are_refused(noisy_values, change, message, cach
 def test_a_model_takes_over_the_values_of_another(noisy_values, source_rows, target_rows):
     source, target = make_model(source_rows), make_model(target_rows)
     load_parameters(source, noisy_values(UNTIED, seed=1), "test")
-    copy_parameters(source, target)
+    set_slices(target, parameter_values(source))
     overwrite_in_place(source)  # the copy must not follow
     for name, value in noisy_values(UNTIED, seed=1).items():
         np.testing.assert_array_equal(parameter_values(target)[name], value)
+
+
+def test_parameters_made_without_memory_take_values(noisy_values):
+    with unallocated():
+        with unallocated():
+            inner = make_model(2)
+        model = make_model(2)
+    after = make_model(2)
+    assert not any(parameter.has_init for parameter in after.get_parameters())
+    for made in (inner, model):
+        assert all(parameter.has_init for parameter in made.get_parameters())
+        load_parameters(made, noisy_values(UNTIED), "test")
+        assert not any(parameter.has_init for parameter in model_parameters(made).values())
+        for name, value in noisy_values(UNTIED).items():
+            np.testing.assert_array_equal(parameter_values(made)[name], value)
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -88,7 +88,7 @@ def test_one_tp_rank_needs_no_collective(tmp_path):
         (["data_parallel", "4"], "data_parallel * model_parallel is 16; a picture can show 8"),
         (["pipeline_stage", "14", f"{PARALLEL}micro_batch_num", "14"], "pipeline_stage is 14; a picture can show 8"),
         (["micro_batch_num", "65"], "micro_batch_num is 65; a picture can show 64"),
-        (["model_parallel", "3"], "model_parallel is 3, which does not divide"),
+        (["model_parallel", "8"], "model_parallel is 8, which does not divide"),
     ],
 )
 def test_what_cannot_be_drawn_is_one_line_and_nothing_is_written(tmp_path, capsys, flags, message):
@@ -107,7 +107,7 @@ def test_equal_layouts_give_equal_bytes(tmp_path):
 
 # Which operator of a block each step stands for, in the order of `block_steps`.
 OPERATORS = {
-    "attention": ("attention_norm.normalize", "attention.wq.matmul", "attention.scores", "attention.wo.matmul"),
+    "attention": ("attention_norm.normalize", "attention.wq.matmul", "attention.core.scores", "attention.wo.matmul"),
     "feed forward": ("ffn_norm.normalize", "feed_forward.w1.matmul", "feed_forward.gate", "feed_forward.w2.matmul"),
 }
 ADDS = {"attention": "add_attention", "feed forward": "add_feed_forward"}

@@ -1,23 +1,32 @@
 """Compile models for several ranks of several layouts, all in this process; a strategy file for each.
 
-python dry_run_worker.py FOLDER CASE:tied|untied:MODEL:RANK …
+python dry_run_worker.py FOLDER CASE:tied|untied:MODEL:RANK:TYPE …
 """
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from layout_cases import CASES, Case, model_config
 
+from r1parallel.config.model import ModelConfig
 from r1parallel.config.schema import ActorConfig, ParallelConfig, RecomputeConfig, RunConfig
 from r1parallel.rl.dry_compile import compile_rank
 
 
-def run_config(case: Case, tied: bool, folder: Path) -> RunConfig:
+def sizes_of(tied: bool, compute_dtype: str) -> ModelConfig:
+    """The cases' model; the fused attention takes heads of 16."""
+    sizes = model_config(tied)
+    return sizes if compute_dtype == "float32" else replace(sizes, hidden_size=16 * sizes.num_heads)
+
+
+def run_config(case: Case, tied: bool, folder: Path, compute_dtype: str = "float32") -> RunConfig:
     """A GRPO run whose three models are spread as a case says; the last two over dp and tp alone."""
-    sizes = folder / f"{'tied' if tied else 'untied'}.json"
-    sizes.write_text(json.dumps(model_config(tied).to_hf()))
+    sizes = folder / f"{'tied' if tied else 'untied'}_{compute_dtype}.json"
+    sizes.write_text(json.dumps(sizes_of(tied, compute_dtype).to_hf()))
     config = RunConfig()
+    config.context.compute_dtype = compute_dtype
     config.actor_config = ActorConfig(
         model_config=str(sizes),
         parallel_config=ParallelConfig(case.dp, case.tp, case.pp, case.sp, case.pp, case.interleave),
@@ -34,8 +43,8 @@ def run_config(case: Case, tied: bool, folder: Path) -> RunConfig:
 if __name__ == "__main__":
     target = Path(sys.argv[1])
     for job in sys.argv[2:]:
-        name, tying, model, rank = job.split(":")
-        config = run_config(CASES[name], tying == "tied", target)
+        name, tying, model, rank, compute_dtype = job.split(":")
+        config = run_config(CASES[name], tying == "tied", target, compute_dtype)
         turned = compile_rank(config, model, int(rank), CASES[name].world_size, target / f"{job}.ckpt")
         (target / f"{job}.json").write_text(json.dumps(sorted(turned)))
         print(f"done {job}", flush=True)

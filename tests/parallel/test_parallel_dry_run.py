@@ -12,11 +12,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from dry_run_worker import run_config
+from dry_run_worker import run_config, sizes_of
 from layout_cases import CASES, model_config
 
 from r1parallel.config.model import ModelConfig
 from r1parallel.errors import UserError
+from r1parallel.parallel.dry_program import DryProgram
 from r1parallel.parallel.layout import ModelLayout
 from r1parallel.parallel.mesh import Mesh
 from r1parallel.parallel.model_layout import configured_layout
@@ -33,21 +34,30 @@ ALL_RANKS = bool(os.environ.get("R1_ALL_RANKS"))
 WHOLE = {("dp2-opt", False), ("tp2-pp2-sp", True)}  # layouts of which every rank is compiled
 # Layouts that reference and generator have too, which know neither stages nor optimizer parallel.
 FORWARD = ("dp2", "tp2", "dp2-tp2")
+# With Ascend's fused operators and in bf16: the layout that has everything, the other two models over dp4 and tp2.
+EVERYTHING = "dp2-tp2-pp2-sp-opt"
+FUSED = {
+    "untied": (("ref", 7), ("generate", 7), ("actor", 0)),
+    "tied": (("actor", 4),),
+}
 
 
 def jobs(tying: str) -> list[str]:
-    """CASE:tying:MODEL:RANK of what is compiled."""
+    """CASE:tying:MODEL:RANK:TYPE of what is compiled."""
     tied, result = tying == "tied", []
     for name, case in CASES.items():
         if not ALL_RANKS and (case.recompute or case.interleave > 1):  # these leave parameters where they are
             continue
         stage_size = case.world_size // case.pp
         every = ALL_RANKS or (name, tied) in WHOLE
-        result += [f"{name}:{tying}:actor:{rank}" for rank in range(0, case.world_size, 1 if every else stage_size)]
+        result += [
+            f"{name}:{tying}:actor:{rank}:float32" for rank in range(0, case.world_size, 1 if every else stage_size)
+        ]
         if name in FORWARD:
             ranks = range(case.world_size) if ALL_RANKS else [case.world_size - 1]
-            result += [f"{name}:{tying}:{model}:{rank}" for model in ("ref", "generate") for rank in ranks]
-    return result
+            result += [f"{name}:{tying}:{model}:{rank}:float32" for model in ("ref", "generate") for rank in ranks]
+    # These last: a compilation that ends at a missing kernel leaves MindSpore with its number of devices.
+    return [*result, *(f"{EVERYTHING}:{tying}:{model}:{rank}:bfloat16" for model, rank in FUSED[tying])]
 
 
 @pytest.mark.slow
@@ -65,11 +75,12 @@ def test_mindspore_agrees_with_the_table(tmp_path, tying):
         start_new_session=True,
     )
     assert result.returncode == 0, result.stdout[-3000:]
-    sizes = model_config(tying == "tied")
     wrong = {}
     for job in wanted:
-        name, _, model, rank = job.split(":")
-        layout = configured_layout(run_config(CASES[name], sizes.tie_word_embeddings, tmp_path), model, None)
+        name, _, model, rank, compute_dtype = job.split(":")
+        sizes = sizes_of(tying == "tied", compute_dtype)
+        config = run_config(CASES[name], tying == "tied", tmp_path, compute_dtype)
+        layout = configured_layout(config, model, None)
         theirs = read_rank_strategy(tmp_path / f"{job}.ckpt", sizes.parameter_shapes())
         turned = json.loads((tmp_path / f"{job}.json").read_text())
         assert bool(turned) == (model == "generate")
@@ -187,13 +198,67 @@ def test_an_sft_run_compiles_its_own_program(run, monkeypatch):
     monkeypatch.setattr(dry_compile, "SFTTrainer", lambda *made: built.append(made) or SimpleNamespace(model="sft"))
     monkeypatch.setattr(dry_compile, "Actor", lambda *made, **more: SimpleNamespace(model="grpo"))
     world = DryWorld(0, 2, "file")
-    assert dry_compile._actor(config, SIZES, world) == "grpo"
     config.sft_config.batch_size = 3
-    assert dry_compile._actor(config, SIZES, world) == "sft"
+    assert dry_compile._PROGRAMS["actor"](config, SIZES, world) == "grpo"
+    assert dry_compile._PROGRAMS["sft"](config, SIZES, world) == "sft"
     ((_, sizes, rows, held_out, given),) = built
     assert (sizes, held_out, given) == (SIZES, None, world)
     assert rows.prompt_ids.shape == rows.answer_ids.shape == (3 * 2, 2) and len(rows.solutions) == 6
     assert rows.prompt_lengths.tolist() == rows.answer_lengths.tolist() == [2] * 6
+
+
+@pytest.mark.parametrize(
+    ("model", "sft", "program"),
+    [("actor", False, "actor"), ("actor", True, "sft"), ("ref", False, "ref"), ("generate", True, "generate")],
+)
+def test_the_caller_says_which_actor_is_compiled(run, monkeypatch, model, sft, program):
+    config, folder = run
+    write_model_strategies(configured_layout(config, model, None), model, folder)
+    asked = []
+
+    def refuse(config, program, *rest):
+        asked.append(program)
+        raise UserError("enough")
+
+    monkeypatch.setattr(dry_run, "_compile", refuse)
+    with pytest.raises(UserError, match="enough"):
+        check_strategy(config, model, [0], folder, sft)
+    assert asked == [program]
+
+
+NO_KERNEL = "\n---\n- Kernel select failed:\n---\nUnsupported op [RmsNorm] on CPU"
+
+
+@pytest.mark.parametrize(
+    ("says", "writes", "ends"),
+    [
+        (NO_KERNEL, "all", True),
+        (NO_KERNEL, "half", False),
+        (NO_KERNEL, "nothing", False),
+        ("no rule for this operator", "all", False),
+    ],
+)
+def test_a_compilation_may_end_at_a_missing_kernel_once_its_file_is_whole(tmp_path, says, writes, ends):
+    file, whole = tmp_path / "strategy.ckpt", tmp_path / "whole.ckpt"
+    write_model_strategies(Layout(1, ({"a": TensorLayout((1,), (-1,))},)), "actor", tmp_path)
+    whole.write_bytes((tmp_path / "train_policy_strategy" / "strategy_0.ckpt").read_bytes())
+    file.write_bytes(whole.read_bytes())  # of an earlier graph: it does not count
+
+    class Program:
+        def compile(self, *inputs):
+            assert inputs == (1, 2)
+            content = whole.read_bytes()
+            if writes != "nothing":
+                file.write_bytes(content if writes == "all" else content[: len(content) // 2])
+            raise RuntimeError(says)
+
+    program = DryProgram(Program(), str(file))
+    if ends:
+        program.compile(1, 2)
+        assert file.read_bytes() == whole.read_bytes()
+    else:
+        with pytest.raises(RuntimeError, match=says.splitlines()[-1].split("[")[0]):
+            program.compile(1, 2)
 
 
 def test_one_process_needs_no_check(run, capsys):

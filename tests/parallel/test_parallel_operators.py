@@ -11,6 +11,7 @@ from r1parallel.config.schema import RecomputeConfig, SamplingConfig
 from r1parallel.generation.engine import NextToken
 from r1parallel.generation.sampling import Sampler
 from r1parallel.models import logps as logps_module
+from r1parallel.models.fused import choose_operators
 from r1parallel.models.logps import CompletionLogps
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
 from r1parallel.parallel.mesh import Mesh
@@ -23,7 +24,7 @@ from r1parallel.training.sft import SFTLoss
 SIZES = ModelConfig(64, 32, 64, 2, 4, 2, tie_word_embeddings=False)
 DEEP = replace(SIZES, num_layers=4)
 # Entries that a program gives itself: MindSpore has no rule for them.
-LAID_OUT_BY_HAND = {("CachedAttention", "write")}
+LAID_OUT_BY_HAND = {("CachedAttention", "write"), ("FusedCachedAttention", "write")}
 
 
 def operators(program):
@@ -51,9 +52,20 @@ def generator(config, split_vocab):
     return NextToken(Qwen2ForCausalLM(config, 8, cache_rows=2), sampler)
 
 
+def fused_loss(config, split_vocab):
+    model = Qwen2ForCausalLM(replace(config, hidden_size=64), 8, operators=choose_operators("bfloat16", trained=True))
+    return Placed(SFTLoss(CompletionLogps(model, 2, 4, 4, split_vocab)))
+
+
+def fused_generator(config, split_vocab):
+    operators = choose_operators("bfloat16", trained=False)
+    model = Qwen2ForCausalLM(replace(config, hidden_size=64), 8, 2, operators)
+    return NextToken(model, Sampler(SamplingConfig(), config.vocab_size))
+
+
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("split_vocab", [False, True])
-@pytest.mark.parametrize("make", [sft_loss, grpo_loss, generator])
+@pytest.mark.parametrize("make", [sft_loss, grpo_loss, generator, fused_loss, fused_generator])
 def test_every_operator_of_a_program_has_a_strategy(make, tied, split_vocab):
     program = make(replace(SIZES, tie_word_embeddings=tied), split_vocab)
     found = list(operators(program))
@@ -82,7 +94,7 @@ def test_projections_are_split_as_their_weights_are():
     assert block.attention.wq.add.in_strategy == ((2, 4), (4,))
     assert block.attention.wo.matmul.in_strategy == ((2, 4), (1, 4))
     assert block.feed_forward.w2.matmul.in_strategy == ((2, 4), (1, 4))
-    assert block.attention.scores.in_strategy == ((2, 4, 1, 1), (2, 4, 1, 1))
+    assert block.attention.core.scores.in_strategy == ((2, 4, 1, 1), (2, 4, 1, 1))
     assert model.lm_head.matmul.in_strategy == ((2, 1), (4, 1))
     assert model.model.tok_embeddings.gather.in_strategy == ((4, 1), (2,))
 
@@ -210,7 +222,7 @@ def test_without_the_switch_nothing_is_recomputed():
 def test_names_of_cells_tell_their_strategies_apart():
     """An entry is found by a Cell's class name, so no other Cell of a program may have that name."""
     kinds = {}
-    for make in (sft_loss, grpo_loss, generator):
+    for make in (sft_loss, grpo_loss, generator, fused_loss, fused_generator):
         for split_vocab in (False, True):
             for _, cell in make(SIZES, split_vocab).cells_and_names():
                 if not isinstance(cell, nn.CellList):
