@@ -39,6 +39,7 @@ EXTRAS_REQUIRE = {
         "pytest>=8.2,<10",
         "coverage>=7.10,<8",
         "pytest-cov>=7,<8",
+        "pytest-xdist>=3.6,<4",
         # The next minor version formats differently.
         "ruff>=0.17,<0.18",
         "safetensors>=0.4.3,<0.9",

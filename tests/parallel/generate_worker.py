@@ -1,4 +1,4 @@
-"""One rank: `tiny` answers with every setting under the named layouts, `real` with real weights under one of them."""
+"""One rank: `tiny` answers with every setting under the named layouts, `real` with real weights."""
 
 import json
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
     if case == "tiny":
         tiny(folder, argv[2:], world)
     else:
-        real(folder, Path(argv[2]), argv[3], world)
+        real(folder, Path(argv[2]), argv[3:], world)
 
 
 def tiny(folder: Path, layouts: Sequence[str], world: World) -> None:
@@ -50,22 +50,24 @@ def tiny(folder: Path, layouts: Sequence[str], world: World) -> None:
             np.savez(folder / f"{layout}-{name}-{world.rank}.npz", **vars(drawn))
 
 
-def real(folder: Path, checkpoint: Path, layout: str, world: World) -> None:
+def real(folder: Path, checkpoint: Path, layouts: Sequence[str], world: World) -> None:
     config, prompts = config_beside(checkpoint), json.loads((folder / "prompts.json").read_text())
     sampling = SamplingConfig(max_tokens=24, temperature=0.0)
-    source, mesh = open_model(checkpoint, config), LAYOUTS["dp2" if layout == "pp2" else layout]
+    source, mesh = open_model(checkpoint, config), LAYOUTS[layouts[0]]
     engine = RolloutEngine(config, sampling, 4 // mesh.dp, max(map(len, prompts)), [2], 2, mesh, world)
     generator = ModelLayout(config, mesh)
-    pipeline = None
-    if layout == "pp2":
-        pipeline = Pipeline(config, source, (4, engine.prompt_slots, engine.max_tokens), world)
-        set_slices(engine.model, pipeline.slices(generator))
-    else:
-        load_slices(engine.model, source, generator, world.rank)
-    drawn = engine.generate(prompts, 0, range(len(prompts)))
-    if pipeline is not None:  # its own log-probs of these tokens instead of the generator's
-        drawn.logps = pipeline.logps_of(prompts, drawn)
-    np.savez(folder / f"{layout}-{world.rank}.npz", **vars(drawn))
+    for layout in layouts:
+        pipeline = None
+        if layout == "pp2":
+            pipeline = Pipeline(config, source, (4, engine.prompt_slots, engine.max_tokens), world)
+            set_slices(engine.model, pipeline.slices(generator))
+        else:
+            load_slices(engine.model, source, generator, world.rank)
+        drawn = engine.generate(prompts, 0, range(len(prompts)))
+        if pipeline is not None:  # its own log-probs of these tokens instead of the generator's
+            drawn.logps = pipeline.logps_of(prompts, drawn)
+        np.savez(folder / f"{layout}-{world.rank}.npz", **vars(drawn))
+        set_slices(engine.model, {name: 0 * value for name, value in parameter_values(engine.model).items()})
 
 
 class Pipeline:
