@@ -9,6 +9,8 @@ import mindspore as ms
 from mindspore import ParameterTuple, Tensor, nn, ops
 from mindspore.parallel.nn import MicroBatchInterleaved, Pipeline
 
+from r1parallel.models.parameters import unallocated
+
 _add_up = ops.MultitypeFuncGraph("add_up")
 _clear = ops.MultitypeFuncGraph("clear")
 
@@ -74,7 +76,8 @@ class PipelineGradients(nn.Cell):
         super().__init__(auto_prefix=False)
         self.network = Pipeline(loss, micro_batch_num)
         self.parameters, self.sums = parameters, sums
-        self.accu_grads = parameters.clone("accu_grads", "zeros")  # the compiler looks for this very name
+        with unallocated():
+            self.accu_grads = parameters.clone("accu_grads", "zeros")  # the compiler looks for this very name
         self.gradient = ops.GradOperation(get_by_list=True)
         self.each, self.opt_shard = ops.HyperMap(), opt_shard
 

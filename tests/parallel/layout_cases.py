@@ -7,6 +7,7 @@ import numpy as np
 from r1parallel.config.model import ModelConfig
 from r1parallel.config.schema import ActorConfig, OptimizerConfig, ParallelConfig, RecomputeConfig
 from r1parallel.models.logps import CompletionLogps
+from r1parallel.models.parameters import unallocated
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
 from r1parallel.parallel.layout import ModelLayout
 from r1parallel.parallel.mesh import Mesh
@@ -87,7 +88,8 @@ def make_step(case: Case, tied: bool, world: World) -> tuple[Qwen2ForCausalLM, M
     """Model, layout and compiled training step of a case."""
     config = model_config(tied)
     layout, micro = case.layout(config), 2
-    model = Qwen2ForCausalLM(config, PROMPT + ANSWER)
+    with unallocated():
+        model = Qwen2ForCausalLM(config, PROMPT + ANSWER)
     logps = CompletionLogps(model, ROWS // micro // case.interleave, PROMPT, ANSWER, split_vocab=case.tp > 1)
     parallel = ParallelConfig(case.dp, case.tp, case.pp, case.sp, micro, case.interleave)
     actor = ActorConfig(parallel_config=parallel, recompute_config=case.recompute or RecomputeConfig())
