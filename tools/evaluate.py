@@ -34,9 +34,11 @@ def main(argv: Sequence[str]) -> None:
     if not greedy and config.generate_config.sampling_config.temperature == 0:
         raise UserError("--temperature is 0 with several samples, which would all be equal; use --num_samples 1")
     from r1parallel.generation.answer import Answerer
-    from r1parallel.generation.files import write_lines
+    from r1parallel.generation.files import check_writable, write_lines
     from r1parallel.rl.evaluate import evaluate
 
+    if args.output:
+        check_writable(args.output)
     summary, rows = evaluate(
         Answerer.open(config),
         args.dataset_type,

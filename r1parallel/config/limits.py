@@ -78,12 +78,15 @@ _AT_MOST_ONE = (
     "generate_config.sampling_config.top_p",
     "monitor_config.host_max_memory_threshold",
 )
+_SEEDS = ("rl_config.seed", "sft_config.seed")
+LARGEST_SEED = 2**32 - 1  # of NumPy's generators, which MindSpore seeds too
 _RULES: tuple[tuple[Sequence[str], str, Callable[[float], bool]], ...] = (
     (_AT_LEAST_ONE, "at least 1", lambda value: value >= 1),
     (_ABOVE_ZERO, "above 0", lambda value: value > 0),
     (_AT_LEAST_ZERO, "0 or more", lambda value: value >= 0),
     (_BELOW_ONE, "below 1", lambda value: value < 1),
     (_AT_MOST_ONE, "at most 1", lambda value: value <= 1),
+    (_SEEDS, f"at most {LARGEST_SEED}", lambda value: value <= LARGEST_SEED),
 )
 _KNOWN_NAMES = {
     "actor_config.lr_schedule.lr_decay_style": ("cosine", "linear", "constant"),

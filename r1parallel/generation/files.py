@@ -1,6 +1,11 @@
 """Prompts from a file, completions into a file."""
 
+import errno
 import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +40,29 @@ def read_prompts(path: str | Path) -> list[str]:
     return prompts
 
 
+def check_writable(path: str | Path) -> None:
+    """See before the work is done that its result can be written; makes the folder.
+
+    Raises:
+        UserError: it cannot.
+    """
+    path = Path(path)
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}; choose another --output") from None
+
+
 def write_lines(path: str | Path, rows: list[dict[str, Any]]) -> None:
     """Write JSON lines, whole or not at all.
 
@@ -42,12 +70,10 @@ def write_lines(path: str | Path, rows: list[dict[str, Any]]) -> None:
         UserError: the file cannot be written.
     """
     path = Path(path)
-    try:
+    with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
             stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}; choose another --output") from None
 
 
 def generate_file(
@@ -63,8 +89,9 @@ def generate_file(
     completion (without special tokens), logps (of completion_ids, under the model at temperature 1).
 
     Raises:
-        UserError: see `read_prompts` and `Answerer.answer`.
+        UserError: see `check_writable`, `read_prompts` and `Answerer.answer`.
     """
+    check_writable(output)
     tokenizer, prompts = answerer.tokenizer, read_prompts(prompts_file)
     if prompt_type is not None:
         prompts = [render(prompt_type, prompt, tokenizer) for prompt in prompts]

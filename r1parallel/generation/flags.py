@@ -3,7 +3,7 @@
 import argparse
 
 from r1parallel.config.checks import check_compute_dtype
-from r1parallel.config.limits import check_limits
+from r1parallel.config.limits import LARGEST_SEED, check_limits
 from r1parallel.config.load import PREDICT_SECTIONS, load_config
 from r1parallel.config.schema import RunConfig
 
@@ -27,7 +27,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", help="YAML with generate_config and context, such as a predict.yaml")
     for flag, (key, text) in _FLAGS.items():
         parser.add_argument(f"--{flag}", required=flag == "model", help=f"{text} ({key})")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling (default 0)")
+    parser.add_argument("--seed", type=_seed, default=0, help="of the sampling (default 0)")
+
+
+def _seed(text: str) -> int:
+    """As `limits.py` has it for the seeds of a run."""
+    if not text.isdecimal() or int(text) > LARGEST_SEED:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to {LARGEST_SEED}")
+    return int(text)
 
 
 def read_flags(args: argparse.Namespace, **defaults: str) -> RunConfig:

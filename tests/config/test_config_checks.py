@@ -61,6 +61,7 @@ def test_message_of_a_missing_key_names_the_flag():
     ("key", "value", "words"),
     [
         ("rl_config.batch_size", "0", "is 0; it must be at least 1"),
+        ("rl_config.seed", "4294967296", "is 4294967296; it must be at most 4294967295"),
         ("rl_config.epochs", "-1", "at least 1"),
         ("rl_config.max_steps", "-1", "0 or more"),
         ("rl_config.beta", "-0.1", "0 or more"),

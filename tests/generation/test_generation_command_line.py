@@ -158,6 +158,13 @@ def test_a_configuration_for_ascend_is_refused_on_the_cpu(generate, tmp_path_fac
         generate(config=file, device_target="CPU")
 
 
+@pytest.mark.parametrize("seed", ["-1", "4294967296", "1.5"])
+def test_a_seed_that_is_none(generate, capsys, seed):
+    with pytest.raises(SystemExit):
+        generate(seed=seed)
+    assert f"{seed!r} is no number from 0 to 4294967295" in capsys.readouterr().err
+
+
 def test_flags_are_not_abbreviated(files, capsys):
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(TOOL))["main"]([f"--model={files.model}", "--prompt=x", "--output=y"])

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from r1parallel.errors import UserError
-from r1parallel.generation.files import read_prompts, write_lines
+from r1parallel.generation.files import check_writable, read_prompts, write_lines
 
 
 def test_prompts_in_order_blank_lines_left_out(tmp_path):
@@ -61,6 +61,15 @@ def test_rows_are_written_whole_into_new_folders(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["out.jsonl"]
 
 
+def test_a_look_at_the_output_leaves_it_alone(tmp_path):
+    path = tmp_path / "new" / "out.jsonl"
+    check_writable(path)
+    assert list(path.parent.iterdir()) == []
+    path.write_text("kept")
+    check_writable(path)
+    assert path.read_text() == "kept"
+
+
 def test_a_row_that_cannot_be_written_leaves_the_old_file(tmp_path):
     path = tmp_path / "out.jsonl"
     write_lines(path, [{"a": 1}])
@@ -74,7 +83,8 @@ def test_an_impossible_output_is_one_line(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("kept")
     for path in (tmp_path / "folder", tmp_path / "file" / "out.jsonl"):
-        with pytest.raises(UserError, match=f"{path}: cannot be written: .*choose another --output"):
-            write_lines(path, [{"a": 1}])
+        for write in (lambda path=path: write_lines(path, [{"a": 1}]), lambda path=path: check_writable(path)):
+            with pytest.raises(UserError, match=f"{path}: cannot be written: .*choose another --output"):
+                write()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "folder"]
     assert (tmp_path / "file").read_text() == "kept"
