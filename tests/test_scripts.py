@@ -157,7 +157,7 @@ def test_all_checks_run_in_order(project, run):
         "ruff check .",
         "ruff format --check .",
         "mypy",
-        "pytest --cov=r1parallel --cov-report=term --cov-fail-under=90",
+        "pytest -n 2 --dist loadfile --no-loadscope-reorder --cov=r1parallel --cov-report=term --cov-fail-under=90",
     ]
     assert installs(project / ".venv") == ["-e .[test]"]
 

@@ -220,8 +220,8 @@ def test_msrun_that_fails_before_any_rank_is_named(monkeypatch, tmp_path):
 def test_a_rank_without_words_is_described_by_the_end_of_its_log(monkeypatch, tmp_path, capfd):
     write = "from r1parallel.parallel.notes import *; import os, pathlib; "
     write += "Notes(pathlib.Path(os.environ['R1_JOB_DIR'])).write(new_note(1, 'start', True)); os._exit(9)"
-    script = f'cd {tmp_path}/log; printf "usage: x\\nx: error: no such flag\\n" > worker_1.log; '
-    script += f'{sys.executable} -c "{write}"'
+    script = f'cd "{tmp_path}/log"; printf "usage: x\\nx: error: no such flag\\n" > worker_1.log; '
+    script += f'"{sys.executable}" -c "{write}"'
     assert Fake(monkeypatch, tmp_path, script + "; sleep 60").run() in (9, 1)
     assert capfd.readouterr().err.splitlines()[-1] == "rank 1: x: error: no such flag"
 
