@@ -49,7 +49,7 @@ def _make_data() -> None:
     data = FOLDER / "data"
     data.mkdir(parents=True)
     (FOLDER / _MARK).touch()
-    write_problems(data / "train.jsonl", generate_arithmetic(_NUM_PROBLEMS, seed=0, digits=[1]))
+    write_problems(data / "train.jsonl", generate_arithmetic(_NUM_PROBLEMS, seed=0, digits=[1, 2]))
     write_character_tokenizer(data / "tokenizer")
     preprocess("arithmetic", data / "train.jsonl", data / "tokenizer", data / "train.mindrecord", 8, 40, "raw")
 

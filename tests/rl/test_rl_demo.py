@@ -16,7 +16,6 @@ TINY = REPOSITORY / "model_configs" / "tiny"
 @pytest.fixture(autouse=True)
 def short(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(demo, "_NUM_PROBLEMS", 64)
     monkeypatch.setattr(demo, "_SFT_UPDATES", 10)
     monkeypatch.setattr(demo, "_GRPO_STEPS", 1)
 
