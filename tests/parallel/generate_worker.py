@@ -18,12 +18,9 @@ from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
 from r1parallel.parallel.device import setup_device
 from r1parallel.parallel.layout import ModelLayout
 from r1parallel.parallel.mesh import Mesh
-from r1parallel.parallel.reshard import reshard, reshard_plan
-from r1parallel.parallel.transport import choose_transport
-from r1parallel.parallel.verify import verify_reshard
 from r1parallel.parallel.worker import run_worker
 from r1parallel.parallel.world import World
-from r1parallel.rl.models import TiedCopy
+from r1parallel.rl.models import TiedCopy, WeightSync
 from r1parallel.training.forward import compiled_logps
 
 
@@ -60,7 +57,7 @@ def real(folder: Path, checkpoint: Path, layouts: Sequence[str], world: World) -
         pipeline = None
         if layout == "pp2":
             pipeline = Pipeline(config, source, (4, engine.prompt_slots, engine.max_tokens), world)
-            set_slices(engine.model, pipeline.slices(generator))
+            WeightSync(pipeline, engine.model, generator, world)()
         else:
             load_slices(engine.model, source, generator, world.rank)
         drawn = engine.generate(prompts, 0, range(len(prompts)))
@@ -81,14 +78,8 @@ class Pipeline:
         load_slices(self.model, source, self.layout, world.rank)
         TiedCopy(self.model, self.layout, world).refresh()
 
-    def slices(self, target: ModelLayout) -> dict[str, np.ndarray]:
-        """What this rank of the generator needs."""
-
-        plan = reshard_plan(self.layout, target, self.world.size)
-        values = parameter_values(self.model, self.layout, self.world.rank)
-        arrived = reshard(plan, self.world.rank, values, choose_transport(plan, self.world))
-        verify_reshard(self.layout, target, self.world, values, arrived)
-        return arrived
+    def values(self) -> dict[str, np.ndarray]:
+        return parameter_values(self.model, self.layout, self.world.rank)
 
     def logps_of(self, prompts: list[list[int]], drawn: Completions) -> np.ndarray:
         tokens, starts = right_aligned(prompts, self.prompt_slots, 2)
