@@ -26,6 +26,8 @@ INSTALL_REQUIRES = [
     # transformers 4.57, which the parity tests and mindformers 1.9.0 need, asks for tokenizers 0.22.
     "tokenizers>=0.22,<0.23",
     "tqdm>=4.66,<5",
+    # Hashes of tensors, in the manifests beside weights.
+    "xxhash>=3.5,<5",
 ]
 
 # For scripts/build_smollm2.sh and the fixture that makes the same model.

@@ -4,11 +4,13 @@
 #     bash scripts/test.sh                       all of it
 #     bash scripts/test.sh tests/config -k keys  only pytest, with these arguments (paths start at the project root)
 #     R1_PARITY=1 bash scripts/test.sh           also the tests that compare with torch and transformers
+#     R1_MINDFORMERS=1 bash scripts/test.sh      also the tests that compare with mindformers; both may be set
 set -euo pipefail
 
 root="$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
 extras=test
-if [[ ${R1_PARITY:-0} == 1 ]]; then extras=test,parity; fi
+if [[ ${R1_PARITY:-0} == 1 ]]; then extras+=,parity; fi
+if [[ ${R1_MINDFORMERS:-0} == 1 ]]; then extras+=,mindformers; fi
 python="$(bash "$root/scripts/setup_venv.sh" "$extras")"
 cd -- "$root"
 
@@ -18,10 +20,14 @@ step() {
 }
 
 warn_of_skips() {
-    local have='from importlib.util import find_spec as f; import sys; sys.exit(not (f("torch") and f("transformers")))'
-    if ! "$python" -c "$have"; then
+    local have='import sys; from importlib.util import find_spec; sys.exit(not all(map(find_spec, sys.argv[1:])))'
+    if ! "$python" -c "$have" torch transformers; then
         printf '\n!! torch and transformers are not both installed: the parity tests will be SKIPPED.\n'
         printf '!! To run them too: R1_PARITY=1 bash scripts/test.sh\n'
+    fi
+    if ! "$python" -c "$have" mindformers; then
+        printf '\n!! mindformers is not installed: the comparisons with it will be SKIPPED.\n'
+        printf '!! To run them too: R1_MINDFORMERS=1 bash scripts/test.sh\n'
     fi
 }
 

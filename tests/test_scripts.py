@@ -170,6 +170,13 @@ def test_arguments_mean_only_pytest(project, run):
     assert installs(project / ".venv")[-1] == "-e .[test,parity]"
 
 
+@pytest.mark.parametrize("parity, extras", [("0", "test,mindformers"), ("1", "test,parity,mindformers")])
+def test_mindformers_is_installed_when_asked_for(project, run, parity, extras):
+    result = run("test.sh", "tests/parity", R1_PARITY=parity, R1_MINDFORMERS="1")
+    assert result.stdout.strip() == "== pytest tests/parity"
+    assert installs(project / ".venv") == [f"-e .[{extras}]"]
+
+
 def test_the_first_failing_check_ends_it_and_skips_are_announced(tmp_path, project, run):
     # A Python without torch, in which mypy finds something.
     poor = STAND_IN + 'case "$*" in *find_spec*) exit 1 ;; "-m mypy") exit 3 ;; esac\n'
@@ -180,6 +187,16 @@ def test_the_first_failing_check_ends_it_and_skips_are_announced(tmp_path, proje
     result = run("test.sh", "tests")
     assert "parity tests will be SKIPPED" in result.stdout
     assert "R1_PARITY=1 bash scripts/test.sh" in result.stdout
+    assert "R1_MINDFORMERS=1 bash scripts/test.sh" in result.stdout
+
+
+def test_only_what_is_missing_is_announced(tmp_path, project, run):
+    # A Python with torch and transformers, and without mindformers.
+    some = STAND_IN + 'case "$*" in *" mindformers") exit 1 ;; esac\n'
+    write_program(tmp_path / "programs" / "python3.11", some)
+    result = run("test.sh", "tests")
+    assert "R1_PARITY" not in result.stdout
+    assert "mindformers is not installed: the comparisons with it will be SKIPPED" in result.stdout
 
 
 def test_smollm2_without_its_converter_says_what_to_do(tmp_path, project, run):
@@ -214,6 +231,6 @@ def test_extras_named_in_scripts_exist(monkeypatch):
     monkeypatch.setattr(setuptools, "setup", lambda **settings: given.update(settings))
     runpy.run_path(str(ROOT / "setup.py"))
     text = "".join(script.read_text() for script in SCRIPTS)
-    used = re.findall(r'setup_venv\.sh" ([\w,]+)', text) + re.findall(r"^.*extras=([\w,]+)", text, re.MULTILINE)
-    assert used
+    used = re.findall(r'setup_venv\.sh" ([\w,]+)', text) + re.findall(r"extras\+?=,?([\w,]+)", text)
+    assert {"test", "parity", "mindformers"} <= set(used)
     assert {extra for extras in used for extra in extras.split(",")} <= set(given["extras_require"])

@@ -4,10 +4,13 @@ import os
 import shutil
 from pathlib import Path
 
+from r1parallel.checkpoint.output import plan_full, write_output
+from r1parallel.checkpoint.replace import replaced_checkpoint
 from r1parallel.checkpoint.shards import Shards
 from r1parallel.checkpoint.side_files import CONFIG_FILE, copy_side_files
-from r1parallel.checkpoint.source import STRATEGY_FILE, SlicedSource
-from r1parallel.checkpoint.tensor_writer import Tensor, write_checkpoint, write_tensor_file
+from r1parallel.checkpoint.source import STRATEGY_FILE, open_sliced
+from r1parallel.checkpoint.tensor_writer import write_tensor_file
+from r1parallel.checkpoint.workers import default_workers
 from r1parallel.config.model import ModelConfig, write_model_config
 from r1parallel.parallel.collectives import barrier
 from r1parallel.parallel.strategy import write_merged_strategy
@@ -22,19 +25,18 @@ def save_model_merged(
     """Write full values as model.safetensors in our names, config.json and the tokenizer's files; all ranks call this.
 
     What is there is replaced, weights file by weights file. The slices of the ranks go through files beside the folder,
-    which rank 0 puts together one tensor at a time.
+    which rank 0 puts together.
     """
     config, layout = shards.layout.config, shards.layout
     slices = folder.with_name(f"{folder.name}.slices.tmp")
     _write_slices(slices, shards, world)
     if world.is_leader:
-        source = SlicedSource(slices, layout)
-        entries: list[Tensor] = [
-            (name, shape, "F32", lambda name=name: source.read(name))  # type: ignore[misc]
-            for name, shape in config.parameter_shapes().items()
-        ]
-        write_checkpoint(folder, entries, metadata=_METADATA)
-        _write_beside(folder, config, tokenizer_dir, stop_ids)
+        source = open_sliced(slices, layout)
+        output = plan_full({name: source.firsts[name] for name in config.parameter_shapes()}, _METADATA)
+        folder.mkdir(parents=True, exist_ok=True)
+        with replaced_checkpoint(folder, list(output.files)) as temporary:
+            write_output(output, temporary, default_workers())
+            _write_beside(temporary, config, tokenizer_dir, stop_ids)
         shutil.rmtree(slices)
     barrier(world, f"{folder}: saved")
     return folder

@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from r1parallel.checkpoint.folders import flush
 from r1parallel.checkpoint.shards import Shards
-from r1parallel.checkpoint.source import SlicedSource
+from r1parallel.checkpoint.source import Source, open_sliced
 from r1parallel.checkpoint.tensor_writer import write_tensor_file
 from r1parallel.errors import UserError
 from r1parallel.parallel.collectives import barrier
@@ -63,7 +64,7 @@ def save_run_state(
     if world.is_leader:
         _finish(temporary, groups, {"step": step, "state": state})
         os.replace(temporary, final)
-        _flush(folder)
+        flush(folder)
         _prune(folder, keep, newest=final)
     barrier(world, f"{final}: saved")
     return final
@@ -82,7 +83,7 @@ def latest_run_state(folder: str | Path) -> Path | None:
     return None
 
 
-def load_run_state(path: str | Path) -> tuple[dict[str, SlicedSource], dict[str, Any]]:
+def load_run_state(path: str | Path) -> tuple[dict[str, Source], dict[str, Any]]:
     """Open what `save_run_state` wrote, under whatever layout that was.
 
     Returns:
@@ -97,7 +98,7 @@ def load_run_state(path: str | Path) -> tuple[dict[str, SlicedSource], dict[str,
         raise UserError(f"{path}: {complaint}; resume from another step")
     record = json.loads((path / _STATE_FILE).read_text(encoding="utf-8"))
     sources = {
-        group: SlicedSource(path, read_strategy(path / _strategy_file(group)), f"{group}.safetensors")
+        group: open_sliced(path, read_strategy(path / _strategy_file(group)), f"{group}.safetensors")
         for group in record["groups"]
     }
     return sources, record["state"]
@@ -118,14 +119,14 @@ def _write_rank(folder: Path, groups: Mapping[str, Shards], rank: int) -> None:
     folder.mkdir(parents=True)
     for group, shards in own.items():
         write_tensor_file(folder / f"{group}.safetensors", shards.entries(rank))
-    _flush(folder)
+    flush(folder)
 
 
 def _finish(folder: Path, groups: Mapping[str, Shards], record: dict[str, Any]) -> None:
     files = []
     for group, shards in groups.items():
         write_merged_strategy(shards.full_layout(), folder / _strategy_file(group))
-        _flush(folder / _strategy_file(group))
+        flush(folder / _strategy_file(group))
         files.append(_strategy_file(group))
         files += [f"rank_{rank}/{group}.safetensors" for rank in range(shards.layout.world_size)]
     for name in files:
@@ -139,20 +140,11 @@ def _finish(folder: Path, groups: Mapping[str, Shards], record: dict[str, Any]) 
         json.dump({**record, "groups": list(groups), "files": sizes}, stream, indent=1)
         stream.flush()
         os.fsync(stream.fileno())
-    _flush(folder)
+    flush(folder)
 
 
 def _strategy_file(group: str) -> str:
     return f"{group}_strategy.ckpt"
-
-
-def _flush(path: Path) -> None:
-    """Make a file, or the names in a folder, durable: a rename can be lost in a power cut before this."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _steps(folder: Path) -> list[Path]:

@@ -31,16 +31,17 @@ def copy_side_files(src: Path, dst: Path) -> None:
                 shutil.copyfile(src / name, temporary)
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The config.json of a folder, or what it would be where the folder has a model.yaml only.
+def read_config(path: Path) -> dict[str, Any]:
+    """A config.json, given itself or by its folder; or what it would be where there is a model.yaml only.
 
     Raises:
-        UserError: the folder has neither, or it does not describe a Qwen2 model.
+        UserError: there is neither, or it does not describe a Qwen2 model.
     """
-    sizes = load_model_config(folder).to_hf()
-    if not (folder / CONFIG_FILE).is_file():
+    sizes = load_model_config(path).to_hf()
+    file = path / CONFIG_FILE if path.is_dir() else path
+    if file.suffix != ".json" or not file.is_file():
         return sizes
-    return dict(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")))
+    return dict(json.loads(file.read_text(encoding="utf-8")))
 
 
 def write_config(config: dict[str, Any], folder: Path, dtypes: set[str]) -> None:

@@ -1,20 +1,26 @@
 """Cutting a checkpoint into the parts of each rank, putting them together, going from one cut to another."""
 
-import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
-
+from r1parallel.checkpoint.folders import (
+    check_new,
+    check_space,
+    explained,
+    locked,
+    new_folder,
+    refuse_link,
+    temporary_folder,
+)
+from r1parallel.checkpoint.output import MAX_SHARD_SIZE, Output, plan_full, plan_ranks, write_output
+from r1parallel.checkpoint.placement import check_all_placed
 from r1parallel.checkpoint.side_files import copy_side_files
-from r1parallel.checkpoint.source import STRATEGY_FILE, SlicedSource, Source, cut_tensor, open_source, required_names
-from r1parallel.checkpoint.tensor_file import open_checkpoint, open_rank, rank_folders
-from r1parallel.checkpoint.tensor_writer import Tensor, write_checkpoint, write_tensor_file
+from r1parallel.checkpoint.source import STRATEGY_FILE, Source, open_source
+from r1parallel.checkpoint.workers import default_workers
 from r1parallel.errors import UserError
-from r1parallel.parallel.strategy import write_merged_strategy
-from r1parallel.parallel.tensor_layout import Layout, Slices
+from r1parallel.parallel.strategy import read_strategy, write_merged_strategy
+from r1parallel.parallel.tensor_layout import Layout
 
 _METADATA = {"format": "ms"}
 
@@ -29,16 +35,42 @@ def merge_checkpoint(src_dir: str | Path, dst: str | Path, layout: Layout) -> No
     reshard_checkpoint(src_dir, dst, layout, None)
 
 
+def plan_reshard(
+    src: str | Path,
+    src_layout: Layout | None,
+    dst_layout: Layout | None,
+    prefix: str = "checkpoint_",
+    kind: str = "safetensors",
+    ranks: Sequence[int] | None = None,
+    max_shard_size: int = MAX_SHARD_SIZE,
+) -> tuple[Source, Output]:
+    """What `reshard_checkpoint` would read and write; only headers are read. Same arguments, same errors."""
+    source = open_source(src, src_layout)
+    if dst_layout is None:
+        return source, plan_full(source.tensors, _METADATA, kind, max_shard_size)
+    ranks = range(dst_layout.world_size) if ranks is None else ranks
+    for rank in ranks:
+        if not 0 <= rank < dst_layout.world_size:
+            raise UserError(f"--rank_id {rank}: --dst_strategy is for ranks 0 to {dst_layout.world_size - 1}")
+    check_all_placed(source.path, source.shapes, dst_layout)
+    return source, plan_ranks(source.tensors, dst_layout, ranks, _METADATA, kind, prefix)
+
+
 def reshard_checkpoint(
     src: str | Path,
     dst_dir: str | Path,
     src_layout: Layout | None,
     dst_layout: Layout | None,
     prefix: str = "checkpoint_",
+    kind: str = "safetensors",
+    ranks: Sequence[int] | None = None,
+    workers: int | None = None,
+    max_shard_size: int = MAX_SHARD_SIZE,
 ) -> None:
-    """Write a checkpoint in another cut. No more than one piece of one tensor is in memory.
+    """Write a checkpoint in another cut. Each worker has one window of one tensor in memory.
 
-    config.json and the tokenizer's files go to the top of the new folder, which appears only when whole.
+    config.json and the tokenizer's files go to the top of the new folder, which appears only when whole. With `ranks`,
+    the folder may be there, made for other ranks of the same layout, and each rank_N in it appears only when whole.
 
     Args:
         src: the checkpoint; a folder of rank_N when `src_layout` is given.
@@ -46,75 +78,52 @@ def reshard_checkpoint(
         src_layout: how `src` is cut; None: not at all, or as the strategy.ckpt in it says.
         dst_layout: how the new one is to be cut; None: not at all.
         prefix: what the files in the rank folders start with.
+        kind: "safetensors" or "ckpt".
+        ranks: of the new layout, which to write; None: all.
+        workers: how many tensors are moved at a time; None: as many as there are processors, up to 8.
+        max_shard_size: of a full checkpoint, bytes of tensors in one file.
 
     Raises:
-        UserError: checkpoint and layouts do not belong together, copies differ, or `dst_dir` is not empty.
+        UserError: checkpoint and layouts do not belong together, copies differ, a source is damaged, or `dst_dir` is
+            not empty, cannot be written, or is being written by another process.
     """
-    source = open_source(src) if src_layout is None else SlicedSource(src, src_layout)
-    if isinstance(source, SlicedSource):
-        source.check_copies()
-    plans = [] if dst_layout is None else [_rank_plan(source, dst_layout, n) for n in range(dst_layout.world_size)]
-    if dst_layout is not None:
-        _check_all_placed(source, dst_layout)
-    with _new_folder(Path(dst_dir)) as folder:
-        if dst_layout is None:
-            write_checkpoint(folder, _full_plan(source), metadata=_METADATA)
-            open_checkpoint(folder)
-        for rank, plan in enumerate(plans):
-            (folder / f"rank_{rank}").mkdir()
-            write_tensor_file(folder / f"rank_{rank}" / f"{prefix}{rank}.safetensors", plan, _METADATA)
-            open_rank(rank_folders(folder)[rank])  # checks that it is whole
-        if dst_layout is not None:
-            write_merged_strategy(dst_layout, folder / STRATEGY_FILE)  # the slices say how they are cut
+    final, workers = Path(dst_dir), workers or default_workers()
+    source, output = plan_reshard(src, src_layout, dst_layout, prefix, kind, ranks, max_shard_size)
+    check_space(final, output.nbytes)
+    if ranks is None or dst_layout is None:
+        with new_folder(final) as folder:
+            write_output(output, folder, workers, final.name)
+            _write_beside(source, dst_layout, folder)
+    else:
+        _write_ranks(source, output, dst_layout, ranks, final, workers)
+
+
+def _write_ranks(
+    source: Source, output: Output, layout: Layout, ranks: Sequence[int], final: Path, workers: int
+) -> None:
+    """Write rank folders into a folder that other ranks may be in already, or are being written into."""
+    refuse_link(final)
+    with explained(final):
+        final.mkdir(parents=True, exist_ok=True)
+    strategy = final / STRATEGY_FILE
+    if strategy.exists() and read_strategy(strategy) != layout:
+        raise UserError(f"{final}: holds ranks of another strategy; choose another folder")
+    folders = [final / f"rank_{rank}" for rank in sorted(ranks)]
+    with ExitStack() as stack:
+        for folder in folders:
+            check_new(folder)
+            stack.enter_context(locked(folder))
+        whole = stack.enter_context(temporary_folder(final / f"ranks_{'_'.join(map(str, sorted(ranks)))}"))
+        write_output(output, whole, workers, final.name)
+        _write_beside(source, layout, final)
+        for folder in folders:
+            check_new(folder)
+            with explained(folder):
+                (whole / folder.name).replace(folder)
+
+
+def _write_beside(source: Source, layout: Layout | None, folder: Path) -> None:
+    with explained(folder):
+        if layout is not None:
+            write_merged_strategy(layout, folder / STRATEGY_FILE)  # the slices say how they are cut
         copy_side_files(source.folder, folder)
-
-
-def _full_plan(source: Source) -> list[Tensor]:
-    plan: list[Tensor] = []
-    for name, shape in source.shapes.items():
-        everything = tuple(slice(0, size) for size in shape)
-        plan.append((name, shape, source.dtypes[name], _reader(source, name, everything)))
-    return plan
-
-
-def _rank_plan(source: Source, layout: Layout, rank: int) -> list[Tensor]:
-    table = layout.stages[rank // layout.stage_size]
-    for name in sorted(required_names(table)):
-        if name not in source.shapes:
-            raise UserError(f"{source.path}: has no {name}, which --dst_strategy asks for; is it the right one?")
-    plan: list[Tensor] = []
-    for name, shape in source.shapes.items():
-        if name in table:
-            region = cut_tensor(layout, name, shape, rank)
-            local = tuple(part.stop - part.start for part in region)
-            plan.append((name, local, source.dtypes[name], _reader(source, name, region)))
-    return plan
-
-
-def _reader(source: Source, name: str, region: Slices) -> Callable[[], np.ndarray]:
-    return lambda: source.read(name, region)
-
-
-def _check_all_placed(source: Source, layout: Layout) -> None:
-    """No tensor may get lost."""
-    for name in source.shapes:
-        if not any(name in table for table in layout.stages):
-            raise UserError(
-                f"{source.path}: {name} is in no stage of --dst_strategy; "
-                "a Hugging Face checkpoint goes through tools/convert_weight.py first"
-            )
-
-
-@contextmanager
-def _new_folder(final: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `final` when the block ends well, and goes when it does not."""
-    if final.exists() and (not final.is_dir() or any(final.iterdir())):
-        raise UserError(f"{final}: is there already and not empty; give another --dst_checkpoint_dir or remove it")
-    final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = final.with_name(f"{final.name}.tmp-{os.getpid()}")
-    temporary.mkdir()
-    try:
-        yield temporary
-        os.replace(temporary, final)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # gone already when all went well

@@ -1,14 +1,18 @@
-"""Reading a checkpoint: a safetensors file, or a folder of them, as a table of tensors read when asked."""
+"""Opening a checkpoint: a weights file, or a folder of them, as a table of tensors read when asked."""
 
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from r1parallel.checkpoint.tensor_header import TensorEntry, read_header
+from r1parallel.checkpoint import ckpt_format, safetensors_format
+from r1parallel.checkpoint.manifest import with_digests
+from r1parallel.checkpoint.tensor_entry import TensorEntry
 from r1parallel.errors import UserError
 
-SINGLE_FILE = "model.safetensors"
+FORMATS = {"safetensors": safetensors_format, "ckpt": ckpt_format}  # the end of a file's name → what reads and plans it
+SINGLE_FILES = {kind: f"model.{kind}" for kind in FORMATS}
 INDEX_FILE = "model.safetensors.index.json"
+_LONGEST_INDEX = 256 * 2**20  # bytes
 
 
 class Checkpoint(Mapping[str, TensorEntry]):
@@ -36,31 +40,44 @@ class Checkpoint(Mapping[str, TensorEntry]):
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Open a checkpoint and check every header; tensors are read later, through `TensorEntry.read`.
+    """Open a checkpoint and check every header and manifest; tensors are read later.
 
     Args:
-        path: a .safetensors file, a folder with model.safetensors or with model.safetensors.index.json and
-            its shards, or a sliced checkpoint of one rank (a folder with rank_0 alone).
+        path: a .safetensors or .ckpt file; a folder with model.safetensors, model.ckpt, or
+            model.safetensors.index.json and its shards; or a sliced checkpoint of one rank (rank_0 alone).
 
     Raises:
         UserError: nothing readable is there, a file is damaged or missing, or there are several ranks.
     """
     path = Path(path)
     if path.is_file():
-        if path.suffix != ".safetensors":
-            raise UserError(f"{path}: is no .safetensors file; save the checkpoint as safetensors first")
-        entries, metadata = read_header(path)
-        return Checkpoint(path, path.parent, entries, metadata)
+        return Checkpoint(path, path.parent, *read_file(path))
     if not path.is_dir():
-        raise UserError(f"{path}: no such checkpoint; give a .safetensors file or a folder that holds one")
-    single, index = (path / SINGLE_FILE).is_file(), (path / INDEX_FILE).is_file()
-    if single and index:
-        raise UserError(f"{path}: holds both {SINGLE_FILE} and {INDEX_FILE}; remove the one that is out of date")
-    if index:
+        raise UserError(f"{path}: no such checkpoint; give a .safetensors or .ckpt file or a folder that holds one")
+    found = [name for name in (INDEX_FILE, *SINGLE_FILES.values()) if (path / name).is_file()]
+    if len(found) > 1:
+        raise UserError(f"{path}: holds both {found[0]} and {found[1]}; remove the one that is out of date")
+    if found == [INDEX_FILE]:
         return Checkpoint(path, path, *_read_shards(path))
-    if single:
-        return Checkpoint(path, path, *read_header(path / SINGLE_FILE))
+    if found:
+        return Checkpoint(path, path, *read_file(path / found[0]))
     return _open_ranks(path)
+
+
+def read_file(file: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
+    """The tensors of one weights file, with the hashes of its manifest, and its metadata.
+
+    Raises:
+        UserError: it is of another kind, damaged, or not what its manifest says.
+    """
+    kind = file.suffix.removeprefix(".")
+    if kind not in FORMATS:
+        raise UserError(f"{file}: is neither .safetensors nor .ckpt; save the checkpoint as safetensors first")
+    try:
+        entries, metadata = FORMATS[kind].read_header(file)
+        return with_digests(file, entries), metadata
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from None
 
 
 def rank_folders(path: Path) -> dict[int, Path]:
@@ -74,27 +91,31 @@ def rank_folders(path: Path) -> dict[int, Path]:
 
 
 def open_rank(folder: Path) -> Checkpoint:
-    """Open the one .safetensors file of a rank_N folder.
+    """Open the one weights file of a rank_N folder.
 
     Raises:
         UserError: there is no such file, or more than one.
     """
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(file for kind in FORMATS for file in folder.glob(f"*.{kind}"))
     if len(files) != 1:
-        raise UserError(f"{folder}: expected exactly one .safetensors file, found {len(files)}")
-    return Checkpoint(files[0], folder.parent, *read_header(files[0]))
+        found = ", ".join(file.name for file in files[:3]) or "none"
+        raise UserError(
+            f"{folder}: expected exactly one .safetensors or .ckpt file, found {found}; move the others away"
+        )
+    return Checkpoint(files[0], folder.parent, *read_file(files[0]))
 
 
 def _open_ranks(path: Path) -> Checkpoint:
     ranks = rank_folders(path)
     if not ranks:
         raise UserError(
-            f"{path}: holds neither {SINGLE_FILE} nor {INDEX_FILE} nor rank_0; was it made by convert_weight?"
+            f"{path}: holds none of {', '.join(SINGLE_FILES.values())}, {INDEX_FILE} and rank_0; give the "
+            "weights file, or the folder that holds one of these"
         )
     if list(ranks) != [0]:
         raise UserError(
-            f"{path}: is cut into {len(ranks)} ranks; merge it first: python tools/slice_ckpt.py "
-            f"--src_checkpoint {path} --src_strategy STRATEGY --dst_checkpoint_dir MERGED"
+            f"{path}: is cut into {len(ranks)} ranks, and no strategy.ckpt there says how; give --src_strategy to "
+            "tools/slice_ckpt.py"
         )
     return open_rank(ranks[0])
 
@@ -107,7 +128,7 @@ def _read_shards(folder: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
     for shard in sorted(set(weight_map.values())):
         if not (folder / shard).is_file():
             raise UserError(f"{index}: names {shard}, which is missing; copy or download it")
-        tensors, metadata = read_header(folder / shard)
+        tensors, metadata = read_file(folder / shard)
         for name, entry in tensors.items():
             if weight_map.get(name) != shard:
                 raise UserError(f"{folder / shard}: holds {name}, which {INDEX_FILE} does not place there")
@@ -120,12 +141,14 @@ def _read_shards(folder: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
 
 def _read_index(index: Path) -> dict[str, str]:
     try:
+        if index.stat().st_size > _LONGEST_INDEX:
+            raise ValueError
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{index}: is no index of shards (JSON with a weight_map); download it again") from None
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index}: its weight_map is empty or no table; download it again")
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or Path(shard).name != shard:
+        if not isinstance(shard, str) or Path(shard).name != shard or "\0" in shard or len(shard) > 255:
             raise UserError(f"{index}: {name} is placed in {shard!r}, which is no file name in this folder")
     return weight_map

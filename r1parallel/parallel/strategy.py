@@ -1,9 +1,12 @@
 """Strategy files: a layout as MindSpore writes it when it compiles a parallel graph, and reads it back."""
 
+import hashlib
+import os
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Container, Iterator, Mapping
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from google.protobuf.message import DecodeError
 
@@ -11,11 +14,20 @@ from r1parallel.atomic import replacing
 from r1parallel.errors import UserError
 from r1parallel.parallel.strategy_proto import ParallelStrategyMap
 from r1parallel.parallel.tensor_layout import Layout, TensorLayout
+from r1parallel.wire import BYTES, Field, WireError, WireFile
 
 _RANK_FILE = re.compile(r"(?:ckpt_)?strategy_(?:rank_)?(\d+)\.ckpt")  # ours and MindSpore's; mindformers'
 _MERGED_NAME = re.compile(r"(\d+)-(.+)")
 # MindSpore writes 2 into a file of one rank and 1 into a merged file. It never reads the number.
 _CURRENT_STAGE, _CURRENT_STAGE_MERGED = 2, 1
+# What a file may claim. 72B with optimizer and gradients has some ten thousand items in less than 2 MB.
+_MAX_FILE, _MAX_ITEM = 2**30, 2**16  # bytes
+_MAX_OPERATORS, _MAX_LAYOUTS = 1_000_000, 50_000
+_MAX_RANKS, _MAX_DIMS, _MAX_NAME = 2**20, 32, 512
+# The fields of ParallelStrategyMap that are read, and what is in them.
+_OPERATOR, _LAYOUT = 2, 3
+_OperatorItem: Any = type(ParallelStrategyMap().parallel_strategy_item.add())
+_LayoutItem: Any = type(ParallelStrategyMap().parallel_layout_item.add())
 # Which model of a GRPO run → what its folder and merged file are called.
 STRATEGY_NAMES = {"actor": "train_policy", "ref": "infer_ref", "generate": "infer_policy"}
 
@@ -84,18 +96,20 @@ def read_strategy(path: str | Path) -> Layout:
     stages: dict[int, dict[str, TensorLayout]] = {}
     known = set()
     for file in _require_rank_files(path) if path.is_dir() else [path]:
-        content = _content(file)
-        if content in known:  # most ranks of a stage have the same file
-            continue
-        known.add(content)
-        for stage, table in _read_tables(file, content).items():
+        with _open(file) as stream:
+            digest = _digest(stream)
+            if digest in known:  # most ranks of a stage have the same file
+                continue
+            known.add(digest)
+            tables = _read_tables(file, stream)
+        for stage, table in tables.items():
             if stages.setdefault(stage, table) != table:
                 raise UserError(f"{file}: differs from another file of stage {stage}; write the folder anew")
     if sorted(stages) != list(range(len(stages))):
-        raise UserError(f"{path}: has stages {sorted(stages)} only; give the folder of all ranks or a merged file")
+        raise UserError(f"{path}: has stages {_few(stages)} only; give the folder of all ranks or a merged file")
     sizes = {layout.stage_size for table in stages.values() for layout in table.values()}
     if len(sizes) != 1:
-        raise UserError(f"{path}: stages of unequal numbers of devices: {sorted(sizes)}")
+        raise UserError(f"{path}: stages of unequal numbers of devices: {_few(sizes)}")
     return _checked_world(path, Layout(sizes.pop(), tuple(stages[stage] for stage in sorted(stages))))
 
 
@@ -106,15 +120,18 @@ def read_rank_strategy(file: str | Path, names: Container[str]) -> dict[str, Ten
         UserError: the file is missing or damaged, or a layout is of a kind that only MindSpore can cut.
     """
     file = Path(file)
-    items = [item for item in _parse(file, _content(file)).parallel_layout_item if item.param_name in names]
+    with _open(file) as stream:
+        items = [item for _, item in _items(file, stream) if item.param_name in names]
     return {item.param_name: _tensor_layout(file, item.param_name, item.parallel_layouts) for item in items}
 
 
 def _checked_world(path: Path, layout: Layout) -> Layout:
+    if layout.world_size > _MAX_RANKS:
+        raise UserError(f"{path}: describes {layout.world_size} ranks, at most {_MAX_RANKS} are supported")
     if path.is_dir():
         ranks = [rank for rank, _ in _rank_files(path)]
         if ranks != list(range(layout.world_size)):
-            raise UserError(f"{path}: describes {layout.world_size} ranks but has files for ranks {ranks}")
+            raise UserError(f"{path}: describes {layout.world_size} ranks but has files for ranks {_few(ranks)}")
     return layout
 
 
@@ -137,16 +154,58 @@ def _stage_message(stage: int, table: Mapping[str, TensorLayout]) -> Any:
     return message
 
 
-def _read_tables(file: Path, content: bytes) -> dict[int, dict[str, TensorLayout]]:
+def _read_tables(file: Path, stream: BinaryIO) -> dict[int, dict[str, TensorLayout]]:
     """Stage → name → layout. A merged file has the stage in each name, a rank's in its first operator."""
-    message = _parse(file, content)
-    own_stage = message.parallel_strategy_item[0].parallel_strategys.stage
     stages: dict[int, dict[str, TensorLayout]] = {}
-    for item in message.parallel_layout_item:
+    for own_stage, item in _items(file, stream):
         merged = _MERGED_NAME.fullmatch(item.param_name)
         stage, name = (int(merged[1]), merged[2]) if merged else (own_stage, item.param_name)
-        stages.setdefault(stage, {})[name] = _tensor_layout(file, name, item.parallel_layouts)
+        if stage >= _MAX_RANKS:
+            raise UserError(f"{file}: {name} is of stage {stage}, at most {_MAX_RANKS} are supported")
+        table = stages.setdefault(stage, {})
+        layout = _tensor_layout(file, name, item.parallel_layouts)
+        if table.setdefault(name, layout) != layout:
+            raise UserError(f"{file}: has two different layouts of {name}")
     return stages
+
+
+def _items(file: Path, stream: BinaryIO) -> Iterator[tuple[int, Any]]:
+    """The stage of the first operator with each layout item.
+
+    One item after the other is read: a parsed message takes a hundred times the memory of the file.
+    """
+    try:
+        wire, (operator, layouts) = WireFile(stream.fileno()), _fields(stream)
+        parallel = _parse(wire, operator, _OperatorItem).parallel_strategys
+        for field in layouts:
+            item = _parse(wire, field, _LayoutItem)
+            if not item.param_name.isprintable() or len(item.param_name) > _MAX_NAME:
+                raise WireError(f"a name of {len(item.param_name)} characters is not printable or too long")
+            yield parallel.stage, item
+    except (DecodeError, ValueError) as error:  # a WireError, a name that is not UTF-8
+        raise UserError(f"{file}: is no strategy file, or is damaged ({' '.join(str(error).split())})") from None
+
+
+def _fields(stream: BinaryIO) -> tuple[Field, list[Field]]:
+    """Where the first operator and all layouts lie."""
+    operators: list[Field] = []
+    layouts: list[Field] = []
+    for count, field in enumerate(WireFile(stream.fileno()).fields(0, os.fstat(stream.fileno()).st_size)):
+        if field.kind == BYTES and field.number == _OPERATOR and not operators:
+            operators.append(field)
+        elif field.kind == BYTES and field.number == _LAYOUT:
+            layouts.append(field)
+        if count > _MAX_OPERATORS or len(layouts) > _MAX_LAYOUTS:
+            raise WireError(f"it has more than {_MAX_OPERATORS} operators or {_MAX_LAYOUTS} layouts")
+    if not operators or not layouts:
+        raise WireError("it holds no layouts")
+    return operators[0], layouts
+
+
+def _parse(wire: WireFile, field: Field, message_class: Any) -> Any:
+    message = message_class()
+    message.ParseFromString(wire.read(field, _MAX_ITEM))
+    return message
 
 
 def _tensor_layout(file: Path, name: str, layouts: Any) -> TensorLayout:
@@ -158,26 +217,49 @@ def _tensor_layout(file: Path, name: str, layouts: Any) -> TensorLayout:
         layouts.opt_weight_shard_step,
         layouts.opt_weight_shard_size,
     )
-    if any(not -1 <= axis < len(layout.dev_matrix) for axis in layout.tensor_map) or 0 in layout.dev_matrix:
+    if max(len(layout.dev_matrix), len(layout.tensor_map)) > _MAX_DIMS:
+        raise UserError(f"{file}: {name} has a dev_matrix or tensor_map of more than {_MAX_DIMS} numbers")
+    axes = [axis for axis in layout.tensor_map if axis != -1]
+    if any(not 0 <= axis < len(layout.dev_matrix) for axis in axes) or len(set(axes)) < len(axes):
         raise UserError(f"{file}: {name} has tensor_map {layout.tensor_map} for dev_matrix {layout.dev_matrix}")
+    if not 0 < layout.stage_size <= _MAX_RANKS:
+        raise UserError(f"{file}: {name} lies on {layout.stage_size} devices, 1 to {_MAX_RANKS} are supported")
+    _check_optimizer_shards(file, name, layout)
     return layout
 
 
-def _content(file: Path) -> bytes:
+def _check_optimizer_shards(file: Path, name: str, layout: TensorLayout) -> None:
+    """Dim 0 can be cut once more only where there is one, and only by what divides the devices that share a part."""
+    step, size = layout.opt_shard_step, layout.opt_shard_size
+    split = prod(layout.dev_matrix[-1 - axis] for axis in layout.tensor_map if axis >= 0)
+    copies = layout.stage_size // split
+    parts = 1 if 0 in (step, size) else copies if size == -1 else size
+    if step < 0 or size < -1 or copies % parts or (parts > 1 and not layout.tensor_map):
+        raise UserError(
+            f"{file}: {name} has opt_weight_shard_step {step} and opt_weight_shard_size {size}, "
+            f"but {len(layout.tensor_map)} dims on {copies} devices that hold the same part"
+        )
+
+
+def _open(file: Path) -> BinaryIO:
     if not file.is_file():
         raise UserError(f"{file}: no such strategy file; make it with tools/make_strategy.py")
-    return file.read_bytes()
+    if file.stat().st_size > _MAX_FILE:
+        raise UserError(f"{file}: has {file.stat().st_size} bytes, no strategy file has more than {_MAX_FILE}")
+    return file.open("rb")
 
 
-def _parse(file: Path, content: bytes) -> Any:
-    message = ParallelStrategyMap()
-    try:
-        message.ParseFromString(content)
-    except DecodeError:
-        raise UserError(f"{file}: is no strategy file, or is damaged") from None
-    if not message.parallel_strategy_item or not message.parallel_layout_item:
-        raise UserError(f"{file}: the strategy file holds no layouts")
-    return message
+def _digest(stream: BinaryIO) -> bytes:
+    result = hashlib.sha256()
+    while block := stream.read(2**20):
+        result.update(block)
+    return result.digest()
+
+
+def _few(numbers: Collection[int]) -> str:
+    """Numbers for a message."""
+    first = [str(number) for number in sorted(numbers)[:20]]
+    return f"[{', '.join(first)}{', …' if len(numbers) > len(first) else ''}]"
 
 
 def _rank_files(folder: Path) -> list[tuple[int, Path]]:

@@ -11,7 +11,7 @@ import numpy as np
 from r1parallel.atomic import replacing
 from r1parallel.checkpoint.run_state import latest_run_state, load_run_state, save_run_state, step_name
 from r1parallel.checkpoint.shards import Shards
-from r1parallel.checkpoint.source import SlicedSource
+from r1parallel.checkpoint.source import Source
 from r1parallel.config import RunConfig
 from r1parallel.errors import UserError
 from r1parallel.monitor.metrics import MetricsWriter
@@ -64,7 +64,7 @@ class RunFolder:
         self.checkpoints = Path(save_dir) if save_dir else self.path / "checkpoints"
         self._identity, self._world = identity, world
         self.step = 0
-        self.sources: dict[str, SlicedSource] = {}
+        self.sources: dict[str, Source] = {}
         self.state: dict[str, Any] = {}
         newest = self._newest()
         if resume:

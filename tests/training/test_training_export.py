@@ -6,7 +6,7 @@ from one_rank import save_model
 from simulated_world import SimulatedWorld
 from tiny_runs import MODEL, folder_bytes
 
-from r1parallel.checkpoint.convert import convert_weight
+from r1parallel.checkpoint.convert import Target, convert_weight
 from r1parallel.checkpoint.export import save_model_merged, save_model_ranks
 from r1parallel.checkpoint.load import config_beside, read_model
 from r1parallel.checkpoint.shards import Shards
@@ -79,7 +79,7 @@ def test_a_sliced_model_goes_through_the_tools(tmp_path, tokenizer, monkeypatch,
     merge_checkpoint(folder, tmp_path / "merged", layout)
     slice_checkpoint(folder, tmp_path / "other", ModelLayout(MODEL, Mesh(tp=2)))
     merge_checkpoint(tmp_path / "other", tmp_path / "again", ModelLayout(MODEL, Mesh(tp=2)))
-    convert_weight(folder, tmp_path / "hf", reverse=True)
+    convert_weight(folder, tmp_path / "hf", Target(names="hf"))
     for result in ("merged", "again", "hf"):
         for name, value in read_model(tmp_path / result, MODEL).items():
             np.testing.assert_array_equal(value, values[name])
@@ -107,5 +107,5 @@ def test_copies_that_differ_are_not_converted(tmp_path, tokenizer, monkeypatch):
         )
     )
     with pytest.raises(UserError, match="differs from its copy in"):
-        convert_weight(folder, tmp_path / "hf", reverse=True)
+        convert_weight(folder, tmp_path / "hf", Target(names="hf"))
     assert not (tmp_path / "hf").exists()

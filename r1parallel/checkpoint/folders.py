@@ -1,0 +1,137 @@
+"""Output folders that appear whole or not at all, and that only one process writes at a time."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from r1parallel.errors import UserError
+
+
+@contextmanager
+def new_folder(final: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `final` when the block ends well, and goes when it does not.
+
+    It is called `<final>.tmp`. What a killed process left there is removed first.
+
+    Raises:
+        UserError: `final` is there and not empty, is a link, cannot be written, or is being written by another process.
+    """
+    check_new(final)
+    with locked(final), temporary_folder(final) as temporary:
+        yield temporary
+        check_new(final)
+        with explained(final):
+            os.replace(temporary, final)
+            flush(final.parent)
+
+
+def check_new(final: Path) -> None:
+    """Refuse a folder that is there already, unless it is empty.
+
+    Raises:
+        UserError: it is there, or is a link.
+    """
+    refuse_link(final)
+    with explained(final):
+        if final.exists() and (not final.is_dir() or any(final.iterdir())):
+            raise UserError(f"{final}: is there already and not empty; choose another folder or remove it")
+
+
+def refuse_link(path: Path) -> None:
+    """Nothing is written through a symbolic link, which may lead anywhere.
+
+    Raises:
+        UserError: the path is one.
+    """
+    if path.is_symlink():
+        raise UserError(f"{path}: is a symbolic link; give the folder that it leads to")
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes from writing a path, by a lock on `<path>.lock` that ends with the process.
+
+    Raises:
+        UserError: another process has it, or the parent folder cannot be written.
+    """
+    lock = path.with_name(f"{path.name}.lock")
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _acquire(lock)
+    if descriptor is None:
+        raise UserError(f"{path}: another process is writing it; wait for its end, or choose another folder")
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _acquire(lock: Path) -> int | None:
+    """The descriptor of the locked file; None where another process holds it."""
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.stat(lock).st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except FileNotFoundError:  # its last holder removed it in between
+            pass
+        os.close(descriptor)
+
+
+@contextmanager
+def temporary_folder(final: Path) -> Iterator[Path]:
+    """A new folder `<final>.tmp`, which is removed at the end if it is still there. Its path must be locked."""
+    temporary = final.with_name(f"{final.name}.tmp")
+    with explained(temporary):
+        if temporary.is_symlink():
+            temporary.unlink()
+        elif temporary.exists():
+            shutil.rmtree(temporary)
+        temporary.mkdir()
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn an error of the file system into the line that a user gets."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or path
+        raise UserError(f"{where}: cannot be written: {error.strerror}; choose another folder, or make room") from None
+
+
+def check_space(folder: Path, nbytes: int) -> None:
+    """See that a disk has room before anything is written.
+
+    Raises:
+        UserError: it has not.
+    """
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if nbytes > free:
+        raise UserError(
+            f"{folder}: needs {nbytes / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB left; make room or choose another"
+        )
+
+
+def flush(path: Path) -> None:
+    """Make a file, or the names in a folder, durable: a rename can be lost in a power cut before this."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,89 @@
+"""Our model's parameters in a checkpoint, under whichever names they are stored, after all were found to fit."""
+
+from collections.abc import Mapping
+
+from r1parallel.checkpoint.dtypes import CONFIG_DTYPES
+from r1parallel.checkpoint.names import family_of, group_rows, separate_tensors, translate
+from r1parallel.checkpoint.rows import PartRows, Rows
+from r1parallel.checkpoint.source import Source
+from r1parallel.checkpoint.windows import are_equal
+from r1parallel.config.model import ModelConfig
+from r1parallel.errors import UserError
+
+_HEAD = "lm_head.weight"
+_EMBEDDING = "model.tok_embeddings.embedding_weight"
+_ROTARY_BUFFER = "rotary_emb.inv_freq"  # old checkpoints store it; it follows from the sizes
+
+
+def match_model(source: Source, tensors: Mapping[str, Rows], config: ModelConfig) -> dict[str, Rows]:
+    """Our names → tensors, in the model's order. No data is read, but to compare a tied model's two copies.
+
+    Args:
+        source: names and shapes, whatever family they are of; queries, keys and values may be concatenated.
+        tensors: of the source, `tensors` or `firsts`.
+        config: which names and shapes to expect.
+
+    Raises:
+        UserError: a tensor is missing, extra, mis-shaped or no weight, or a tied model has a head of its own.
+    """
+    family = _family(source)
+    held = _by_our_names(source, family)
+    found: dict[str, Rows] = {}
+    expected = config.parameter_shapes()
+    for ours, (stored, part) in held.items():
+        rows = tensors[stored]
+        if ours == _HEAD and config.tie_word_embeddings:
+            _check_tied(source, stored, held[_EMBEDDING][0], tensors)
+            continue
+        if ours not in expected:
+            raise UserError(f"{source.path}: {stored} {rows.shape} is no parameter of the model; {_FIT}")
+        if part is not None:
+            group = group_rows(config, stored)
+            if rows.shape[0] % sum(group):
+                raise UserError(
+                    f"{source.path}: {stored} {rows.shape} is not made of groups of {sum(group)} rows; {_FIT}"
+                )
+            rows = PartRows(rows, group, part)
+        _check(source, stored, rows, expected[ours])
+        found[ours] = rows
+    for ours, shape in expected.items():
+        if ours not in found:
+            raise UserError(f"{source.path}: {translate(ours, 'ours', family)} {shape} is missing; {_FIT}")
+    return {ours: found[ours] for ours in expected}
+
+
+_FIT = "does the model configuration fit?"
+
+
+def _family(source: Source) -> str:
+    try:
+        return family_of(source.shapes)
+    except UserError as error:
+        raise UserError(f"{source.path}: {error}") from None
+
+
+def _by_our_names(source: Source, family: str) -> dict[str, tuple[str, int | None]]:
+    """Our name → the stored tensor and, where it is one of several in it, which."""
+    stored = [name for name in source.shapes if not name.endswith(_ROTARY_BUFFER)]
+    try:
+        if family == "ours":
+            return separate_tensors(stored)
+        return {translate(name, family, "ours"): (name, None) for name in stored}
+    except UserError as error:
+        raise UserError(f"{source.path}: {error}") from None
+
+
+def _check(source: Source, name: str, rows: Rows, shape: tuple[int, ...]) -> None:
+    if rows.shape != shape:
+        raise UserError(f"{source.path}: {name} has shape {rows.shape}, the model wants {shape}; {_FIT}")
+    if rows.dtype not in CONFIG_DTYPES:
+        raise UserError(f"{source.path}: {name} is stored as {rows.dtype}; weights must be F32, F16 or BF16")
+
+
+def _check_tied(source: Source, head: str, embedding: str, tensors: Mapping[str, Rows]) -> None:
+    """A tied model may store its head too, as long as it is the embedding."""
+    if not are_equal(tensors[head], tensors[embedding]):
+        raise UserError(
+            f"{source.path}: {head} differs from {embedding}, but the model configuration says "
+            "tie_word_embeddings; set it to false if the head was trained on its own"
+        )

@@ -1,0 +1,88 @@
+"""Writing a full checkpoint into a folder that has other files, or an older checkpoint, in it."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from r1parallel.checkpoint.folders import explained, locked, refuse_link, temporary_folder
+from r1parallel.checkpoint.manifest import SUFFIX, manifest_path
+from r1parallel.checkpoint.side_files import CONFIG_FILE
+from r1parallel.checkpoint.source import STRATEGY_FILE
+from r1parallel.checkpoint.tensor_file import FORMATS, INDEX_FILE, rank_folders
+from r1parallel.config.model import load_model_config
+from r1parallel.errors import UserError
+
+
+def check_replaceable(final: Path, overwrite: bool) -> None:
+    """See that a full checkpoint can go to a path.
+
+    Args:
+        final: a folder, or a weights file in one.
+        overwrite: an older full checkpoint, or that file, may be there.
+
+    Raises:
+        UserError: something is there that would be lost or mixed up.
+    """
+    is_file = final.suffix.removeprefix(".") in FORMATS and not final.is_dir()
+    folder = final.parent if is_file else final
+    refuse_link(final)
+    refuse_link(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file; --output_path must be a folder, or end in .safetensors or .ckpt")
+    if folder.is_dir() and ((folder / STRATEGY_FILE).exists() or rank_folders(folder)):
+        raise UserError(f"{folder}: holds a checkpoint that is cut into ranks; choose another --output_path")
+    present = [
+        file for file in ([final] if is_file else [*weight_files(folder), folder / CONFIG_FILE]) if file.exists()
+    ]
+    if present and not overwrite:
+        raise UserError(f"{present[0]}: exists; choose another --output_path or give --overwrite")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a full checkpoint that a folder holds, its index first."""
+    files = [file for kind in FORMATS for file in sorted(folder.glob(f"model*.{kind}"))]
+    return [*folder.glob(INDEX_FILE), *files]
+
+
+@contextmanager
+def replaced_checkpoint(final: Path, files: Sequence[Path]) -> Iterator[Path]:
+    """A temporary folder, whose files take their places in the folder of `final` when the block ends well.
+
+    What tells that an older checkpoint is whole (its index, its manifests) goes first, and the new index comes last:
+    whoever looks in between finds no checkpoint, or a whole one.
+
+    Args:
+        final: a folder, whose weights are all replaced, or one weights file.
+        files: the new weights files, within the folder.
+
+    Raises:
+        UserError: the folder cannot be written, or another process is writing it.
+    """
+    is_file = list(files) == [Path(final.name)]
+    folder = final.parent if is_file else final
+    with locked(folder), temporary_folder(folder) as temporary:
+        yield temporary
+        with explained(folder):
+            if is_file:
+                _check_same_model(temporary, folder)
+            older = [final] if is_file else weight_files(folder)
+            new = {folder / file for file in files}
+            for file in older:
+                manifest_path(file).unlink(missing_ok=True)
+                if file not in new:
+                    file.unlink()
+            for file in sorted(temporary.iterdir(), key=_turn):
+                os.replace(file, folder / file.name)
+
+
+def _turn(file: Path) -> tuple[int, str]:
+    """Weights, then what lies beside them, manifests and the index at the end."""
+    last = 2 if file.name == INDEX_FILE else 1 if file.name.endswith(SUFFIX) else 0
+    return last, file.name
+
+
+def _check_same_model(temporary: Path, folder: Path) -> None:
+    """A config.json serves all weights in its folder."""
+    if (folder / CONFIG_FILE).exists() and load_model_config(folder) != load_model_config(temporary):
+        raise UserError(f"{folder / CONFIG_FILE}: is of another model; choose another folder for --output_path")

@@ -1,0 +1,64 @@
+"""Reading stored tensors in order: files are opened once, and what was read to the end is compared with its hash."""
+
+import os
+from types import TracebackType
+
+from r1parallel.checkpoint.manifest import manifest_path, new_hash
+from r1parallel.checkpoint.tensor_entry import TensorEntry
+from r1parallel.errors import UserError
+
+
+class Streams:
+    """The stored tensors that one thread reads at a time. A context manager: leaving it closes the files."""
+
+    def __init__(self) -> None:
+        self._streams: dict[int, _Stream] = {}
+
+    def read(self, entry: TensorEntry, begin: int, out: memoryview) -> None:
+        """Fill `out` with bytes of a stored tensor from `begin` on.
+
+        Raises:
+            UserError: the file cannot be read, or, after the last byte, the tensor is not what its manifest says.
+        """
+        if id(entry) not in self._streams:
+            self._streams[id(entry)] = _Stream(entry)
+        self._streams[id(entry)].read(begin, out)
+
+    def __enter__(self) -> "Streams":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for stream in self._streams.values():
+            os.close(stream.descriptor)
+        self._streams.clear()
+
+
+class _Stream:
+    """One stored tensor. Its hash can be checked when all of it is read in order."""
+
+    def __init__(self, entry: TensorEntry) -> None:
+        self._entry = entry
+        self._hash = new_hash() if entry.digest is not None else None
+        self._position = 0
+        try:
+            self.descriptor = os.open(entry.file, os.O_RDONLY)
+        except OSError as error:
+            raise UserError(f"{entry.file}: cannot be read: {error.strerror}") from None
+
+    def read(self, begin: int, out: memoryview) -> None:
+        try:
+            self._entry.read_bytes(self.descriptor, begin, out)
+        except OSError as error:
+            raise UserError(f"{self._entry.file}: cannot be read: {error.strerror}") from None
+        if self._hash is None or begin != self._position:  # a part only, or read again
+            return
+        self._hash.update(out)
+        self._position += len(out)
+        if self._position == self._entry.nbytes and self._hash.hexdigest() != self._entry.digest:
+            file = self._entry.file
+            raise UserError(
+                f"{file}: {self._entry.name} is not what {manifest_path(file).name} says: "
+                "the file is damaged; copy or make it again"
+            )

@@ -1,0 +1,17 @@
+"""Reading what tests wrote."""
+
+from r1parallel.checkpoint.rows import StoredRows
+from r1parallel.checkpoint.source import open_source
+from r1parallel.checkpoint.windows import read_rows
+
+
+def read_entry(entry, region=None):
+    """A stored tensor of one file, or a region of it."""
+    span = tuple((0, size) for size in entry.shape)
+    return read_rows(StoredRows(entry.shape, entry.dtype, {span: [entry]}), region)
+
+
+def read_all(path, layout=None):
+    """Name → full tensor of a checkpoint of any form."""
+    source = open_source(path, layout)
+    return {name: source.read(name) for name in source.shapes}
