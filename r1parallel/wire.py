@@ -84,18 +84,12 @@ class WireFile:
         Raises:
             WireError: it has more than ten bytes, or does not end before `end`.
         """
+        offset = position - self._window_begin
+        if position < end and 0 <= offset < len(self._window) and self._window[offset] < 0x80:
+            return self._window[offset], position + 1  # nearly all of them
         result = 0
         for index in range(min(10, end - position)):
-            offset = position + index - self._window_begin
-            if not 0 <= offset < len(self._window):
-                self._window, self._window_begin = (
-                    os.pread(self._descriptor, _WINDOW, position + index),
-                    position + index,
-                )
-                offset = 0
-                if not self._window:
-                    break
-            byte = self._window[offset]
+            byte = self._byte(position + index)
             result |= (byte & 0x7F) << (7 * index)
             if byte < 0x80:
                 return result & (2**64 - 1), position + index + 1

@@ -17,6 +17,7 @@ def main(argv: Sequence[str]) -> None:
     strategy = "folder of strategy files, merged file, or one rank's of a model without pipeline; None: full"
     parser.add_argument("--src_strategy", default="None", help=f"how the source is cut: {strategy}")
     parser.add_argument("--dst_strategy", default="None", help=f"how to cut: {strategy}")
+    parser.add_argument("--src_prefix", default="", help="where a rank folder has several files: which, as actor")
     parser.add_argument("--rank_id", help="only these ranks of the new cut, as 0,3 or 8-15; default: all")
     parser.add_argument("--world_size", type=int, help="ranks that --dst_strategy must be for")
     add_output_flags(parser)
@@ -24,13 +25,20 @@ def main(argv: Sequence[str]) -> None:
     if args.src_strategy == args.dst_strategy == "None":
         raise UserError("nothing to do: give --dst_strategy to cut, --src_strategy to merge, or both")
     src, dst = read_layout(args.src_strategy), read_layout(args.dst_strategy, args.world_size)
-    ranks = read_ranks(args.rank_id, dst)
-    how = (src, dst, args.prefix, args.output_format, ranks)
+    how = {
+        "src_layout": src,
+        "dst_layout": dst,
+        "prefix": args.prefix,
+        "kind": args.output_format,
+        "ranks": read_ranks(args.rank_id, dst),
+        "max_shard_size": args.max_shard_size,
+        "src_prefix": args.src_prefix,
+    }
     if args.dry_run:
-        print(plan_text(*plan_reshard(args.src_checkpoint, *how, args.max_shard_size), args.dst_checkpoint_dir))
+        print(plan_text(*plan_reshard(args.src_checkpoint, **how), args.dst_checkpoint_dir))
         return
-    workers, size = args.transform_process_num, args.max_shard_size
-    reshard_checkpoint(args.src_checkpoint, args.dst_checkpoint_dir, *how, workers, size)
+    workers = args.transform_process_num
+    reshard_checkpoint(args.src_checkpoint, args.dst_checkpoint_dir, workers=workers, **how)
     print(f"wrote {args.dst_checkpoint_dir}")
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 from r1parallel.checkpoint.dtypes import DTYPES
 
@@ -46,3 +47,15 @@ def shown(value: object) -> str:
     """Something out of a file for a message: on one line, and not longer than that should be."""
     text = value if isinstance(value, str) and value.isprintable() else repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, as `object_pairs_hook` gets it.
+
+    Raises:
+        ValueError: a name occurs twice.
+    """
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return result

@@ -35,7 +35,7 @@ def save_model_merged(
         output = plan_full({name: source.firsts[name] for name in config.parameter_shapes()}, _METADATA)
         folder.mkdir(parents=True, exist_ok=True)
         with replaced_checkpoint(folder, list(output.files)) as temporary:
-            write_output(output, temporary, default_workers())
+            write_output(output, temporary, default_workers(), durable=True)
             _write_beside(temporary, config, tokenizer_dir, stop_ids)
         shutil.rmtree(slices)
     barrier(world, f"{folder}: saved")

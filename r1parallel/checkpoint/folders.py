@@ -19,13 +19,14 @@ def new_folder(final: Path) -> Iterator[Path]:
     Raises:
         UserError: `final` is there and not empty, is a link, cannot be written, or is being written by another process.
     """
-    check_new(final)
-    with locked(final), temporary_folder(final) as temporary:
-        yield temporary
+    with locked(final):
         check_new(final)
-        with explained(final):
-            os.replace(temporary, final)
-            flush(final.parent)
+        with temporary_folder(final) as temporary:
+            yield temporary
+            check_new(final)
+            with explained(final):
+                os.replace(temporary, final)
+                flush(final.parent)
 
 
 def check_new(final: Path) -> None:
@@ -35,6 +36,8 @@ def check_new(final: Path) -> None:
         UserError: it is there, or is a link.
     """
     refuse_link(final)
+    if os.path.ismount(final):  # no folder can take its place
+        raise UserError(f"{final}: is where a disk is mounted; give a folder in it")
     with explained(final):
         if final.exists() and (not final.is_dir() or any(final.iterdir())):
             raise UserError(f"{final}: is there already and not empty; choose another folder or remove it")
@@ -57,9 +60,11 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         UserError: another process has it, or the parent folder cannot be written.
     """
-    lock = path.with_name(f"{path.name}.lock")
+    if path.absolute().name in ("", ".."):
+        raise UserError(f"{path}: has no name; give the folder by its name")
+    lock = _beside(path, "lock")
     with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _acquire(lock)
     if descriptor is None:
         raise UserError(f"{path}: another process is writing it; wait for its end, or choose another folder")
@@ -74,6 +79,9 @@ def _acquire(lock: Path) -> int | None:
     """The descriptor of the locked file; None where another process holds it."""
     while True:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        if os.fstat(descriptor).st_size:
+            os.close(descriptor)
+            raise UserError(f"{lock}: is a file with something in it, and would be the lock here; move it away")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.stat(lock).st_ino == os.fstat(descriptor).st_ino:
@@ -89,7 +97,7 @@ def _acquire(lock: Path) -> int | None:
 @contextmanager
 def temporary_folder(final: Path) -> Iterator[Path]:
     """A new folder `<final>.tmp`, which is removed at the end if it is still there. Its path must be locked."""
-    temporary = final.with_name(f"{final.name}.tmp")
+    temporary = _beside(final, "tmp")
     with explained(temporary):
         if temporary.is_symlink():
             temporary.unlink()
@@ -97,9 +105,15 @@ def temporary_folder(final: Path) -> Iterator[Path]:
             shutil.rmtree(temporary)
         temporary.mkdir()
     try:
-        yield temporary
+        with explained(temporary):
+            yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    path = path.absolute()  # "." has no name of its own
+    return path.with_name(f"{path.name}.{suffix}")
 
 
 @contextmanager
@@ -108,7 +122,7 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = error.filename or path
+        where = error.filename2 or error.filename or path  # of two, the second is where to
         raise UserError(f"{where}: cannot be written: {error.strerror}; choose another folder, or make room") from None
 
 
@@ -119,9 +133,10 @@ def check_space(folder: Path, nbytes: int) -> None:
         UserError: it has not.
     """
     existing = folder
-    while not existing.exists():
-        existing = existing.parent
-    free = shutil.disk_usage(existing).free
+    with explained(folder):
+        while not existing.exists():
+            existing = existing.parent
+        free = shutil.disk_usage(existing).free
     if nbytes > free:
         raise UserError(
             f"{folder}: needs {nbytes / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB left; make room or choose another"

@@ -14,11 +14,13 @@ from typing import Any
 import xxhash
 
 from r1parallel.atomic import replacing
+from r1parallel.checkpoint.claims import shown
 from r1parallel.checkpoint.tensor_entry import TensorEntry
 from r1parallel.errors import UserError
 
 SUFFIX = ".manifest.json"
 _ALGORITHM = "xxh3_128"
+_LONGEST = 64 * 2**20  # bytes; 100,000 tensors take 30 MB
 
 
 def new_hash() -> xxhash.xxh3_128:
@@ -61,18 +63,21 @@ def with_digests(file: Path, entries: Mapping[str, TensorEntry]) -> dict[str, Te
     if size != file.stat().st_size:
         _differs(file, f"has {file.stat().st_size} bytes, not {size}")
     for name in sorted(set(tensors) ^ set(entries)):
-        _differs(file, f"{'lacks' if name in tensors else 'has'} {name}")
+        _differs(file, f"{'lacks' if name in tensors else 'has'} {shown(name)}")
     for name, entry in entries.items():
         if (tensors[name]["dtype"], tensors[name]["shape"]) != (entry.dtype, list(entry.shape)):
-            _differs(file, f"has {name} as {entry.dtype} {list(entry.shape)}")
+            _differs(file, f"has {shown(name)} as {entry.dtype} {list(entry.shape)}")
     return {name: replace(entry, digest=tensors[name]["hash"]) for name, entry in entries.items()}
 
 
 def _read(path: Path) -> tuple[int, dict[str, dict[str, Any]]]:
     try:
+        if path.stat().st_size > _LONGEST:
+            raise ValueError
         content = json.loads(path.read_text(encoding="utf-8"))
         size, algorithm, tensors = content["size"], content["algorithm"], content["tensors"]
-        complete = all({"dtype", "shape", "hash"} <= set(tensor) for tensor in tensors.values())
+        keys = {"dtype", "shape", "hash"}
+        complete = all(isinstance(tensor, dict) and keys <= set(tensor) for tensor in tensors.values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         complete = False
     if not complete or algorithm != _ALGORITHM:

@@ -15,7 +15,7 @@ from r1parallel.checkpoint.manifest import write_manifest
 from r1parallel.checkpoint.placement import cut_tensor, stage_tensors
 from r1parallel.checkpoint.rows import Rows, size_of, whole
 from r1parallel.checkpoint.tensor_entry import FilePlan
-from r1parallel.checkpoint.tensor_file import FORMATS, INDEX_FILE, SINGLE_FILES, read_file
+from r1parallel.checkpoint.tensor_file import FORMATS, INDEX_FILE, NAME_MAP_FILE, SINGLE_FILES, read_file
 from r1parallel.errors import UserError
 from r1parallel.parallel.tensor_layout import Layout, Slices
 
@@ -31,13 +31,13 @@ class Output:
         files: path within the folder → what lies where in the file.
         headers: path → the tensors in the file.
         jobs: where the tensors' parts go, by paths within the folder.
-        index: content of the index of shards, or None.
+        indexes: name → content of the files that say which shard holds a tensor; none for a single file.
     """
 
     files: Mapping[Path, FilePlan]
     headers: Mapping[Path, Sequence[Header]]
     jobs: Sequence[Job]
-    index: str | None = None
+    indexes: Mapping[str, str]
 
     @property
     def nbytes(self) -> int:
@@ -69,8 +69,12 @@ def plan_full(
         Path(name): [(tensor, whole(tensors[tensor].shape)) for tensor in shard]
         for name, shard in zip(names, shards, strict=True)
     }
-    index = _index(names, shards, tensors) if len(shards) > 1 else None
-    return _output(tensors, places, metadata, kind, index)
+    indexes = {}
+    if len(shards) > 1:
+        # MindSpore's loader of several files asks for its own name; what is in it may be the same.
+        own = [NAME_MAP_FILE] if metadata.get("format") == "ms" else []
+        indexes = dict.fromkeys([*own, INDEX_FILE], _index(names, shards, tensors))
+    return _output(tensors, places, metadata, kind, indexes)
 
 
 def plan_ranks(
@@ -94,17 +98,18 @@ def plan_ranks(
         places[Path(f"rank_{rank}") / f"{prefix}{rank}.{kind}"] = [
             (name, cut_tensor(found, name, shapes[name], device)) for name, found in held[stage].items()
         ]
-    return _output(tensors, places, metadata, kind, None)
+    return _output(tensors, places, metadata, kind, {})
 
 
-def write_output(output: Output, folder: Path, workers: int, title: str | None = None) -> None:
-    """Write all files with their manifests, flushed to disk, and read their headers again.
+def write_output(output: Output, folder: Path, workers: int, title: str | None = None, durable: bool = False) -> None:
+    """Write all files with their manifests, and read their headers again.
 
     Args:
         output: what.
         folder: where; it holds none of the files yet.
         workers: how many tensors are moved at a time.
         title: stands before a progress bar; None: no bar.
+        durable: flush to disk. Otherwise a power cut soon after may leave damage, which the manifests show.
 
     Raises:
         UserError: a source cannot be read or is damaged, or the folder cannot be written.
@@ -117,16 +122,17 @@ def write_output(output: Output, folder: Path, workers: int, title: str | None =
     hidden = True if title is None else None  # None: hidden where there is no terminal
     with tqdm(total=total, unit="B", unit_scale=True, desc=title, disable=hidden) as bar:
         digests = run_jobs(jobs, workers, bar.update)
-    flush_files([folder / file for file in output.files], workers)
+    if durable:
+        flush_files([folder / file for file in output.files], workers)
     for file, headers in output.headers.items():
         entries = read_file(folder / file)[0]
         meant = {name: (shape, dtype) for name, shape, dtype in headers}
         if {name: (entry.shape, entry.dtype) for name, entry in entries.items()} != meant:
             raise UserError(f"{folder / file}: is not what was written there; is another process writing it?")
         write_manifest(folder / file, entries, digests.get(folder / file, {}))
-    if output.index is not None:
-        with replacing(folder / INDEX_FILE) as temporary:
-            temporary.write_text(output.index, encoding="utf-8")
+    for name, text in output.indexes.items():
+        with replacing(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 def _output(
@@ -134,7 +140,7 @@ def _output(
     places: Mapping[Path, list[tuple[str, Slices]]],
     metadata: Mapping[str, str],
     kind: str,
-    index: str | None,
+    indexes: Mapping[str, str],
 ) -> Output:
     headers: dict[Path, tuple[Header, ...]] = {}
     files: dict[Path, FilePlan] = {}
@@ -144,13 +150,13 @@ def _output(
         header = tuple((name, size_of(region), tensors[name].dtype) for name, region in regions)
         if header not in plans:
             plans[header] = FORMATS[kind].plan_file(header, dict(metadata))
-        headers[file], files[file] = header, plans[header]
+        headers[file], files[file] = header, (plan := plans[header])
         for name, region in regions:
             key = tuple((part.start, part.stop) for part in region)
             part = taken[name].setdefault(key, Part(region, []))
-            part.places.append((file, plans[header].extents[name]))
+            part.places.append((file, plan.extents[name]))
     jobs = [Job(name, tensors[name], list(parts.values())) for name, parts in taken.items() if parts]
-    return Output(files, headers, jobs, index)
+    return Output(files, headers, jobs, indexes)
 
 
 def _into(folder: Path, job: Job) -> Job:

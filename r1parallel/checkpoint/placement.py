@@ -1,6 +1,7 @@
 """Which part of which tensor of a checkpoint lies on which rank, by the tables of a layout."""
 
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 from r1parallel.checkpoint.names import separate_tensors, to_hf
@@ -47,9 +48,14 @@ def cut_tensor(found: TensorLayout | None, name: str, shape: tuple[int, ...], de
     if found is None:
         return tuple(slice(0, size) for size in shape)
     try:
-        return found.slices(shape, device)
+        return _slices(found, shape, device)
     except ValueError as error:
         raise UserError(f"{name}: {error}; is it the right strategy?") from None
+
+
+@lru_cache(maxsize=2**16)  # a model's layers are alike
+def _slices(found: TensorLayout, shape: tuple[int, ...], device: int) -> Slices:
+    return found.slices(shape, device)
 
 
 def missing_names(table: Mapping[str, TensorLayout], present: Collection[str]) -> list[str]:

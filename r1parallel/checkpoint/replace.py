@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from r1parallel.checkpoint.folders import explained, locked, refuse_link, temporary_folder
+from r1parallel.checkpoint.folders import explained, flush, locked, refuse_link, temporary_folder
 from r1parallel.checkpoint.manifest import SUFFIX, manifest_path
 from r1parallel.checkpoint.side_files import CONFIG_FILE
 from r1parallel.checkpoint.source import STRATEGY_FILE
-from r1parallel.checkpoint.tensor_file import FORMATS, INDEX_FILE, rank_folders
+from r1parallel.checkpoint.tensor_file import FORMATS, INDEX_FILE, NAME_MAP_FILE, rank_folders
 from r1parallel.config.model import load_model_config
 from r1parallel.errors import UserError
 
@@ -32,9 +32,11 @@ def check_replaceable(final: Path, overwrite: bool) -> None:
         raise UserError(f"{folder}: is a file; --output_path must be a folder, or end in .safetensors or .ckpt")
     if folder.is_dir() and ((folder / STRATEGY_FILE).exists() or rank_folders(folder)):
         raise UserError(f"{folder}: holds a checkpoint that is cut into ranks; choose another --output_path")
-    present = [
-        file for file in ([final] if is_file else [*weight_files(folder), folder / CONFIG_FILE]) if file.exists()
-    ]
+    older = [final] if is_file else [*weight_files(folder), folder / CONFIG_FILE]
+    for file in older:
+        if file.is_dir():
+            raise UserError(f"{file}: is a folder, where a file goes; move it away, or choose another --output_path")
+    present = [file for file in older if file.exists()]
     if present and not overwrite:
         raise UserError(f"{present[0]}: exists; choose another --output_path or give --overwrite")
 
@@ -42,15 +44,15 @@ def check_replaceable(final: Path, overwrite: bool) -> None:
 def weight_files(folder: Path) -> list[Path]:
     """The files of a full checkpoint that a folder holds, its index first."""
     files = [file for kind in FORMATS for file in sorted(folder.glob(f"model*.{kind}"))]
-    return [*folder.glob(INDEX_FILE), *files]
+    return [*folder.glob(INDEX_FILE), *folder.glob(NAME_MAP_FILE), *files]
 
 
 @contextmanager
 def replaced_checkpoint(final: Path, files: Sequence[Path]) -> Iterator[Path]:
     """A temporary folder, whose files take their places in the folder of `final` when the block ends well.
 
-    What tells that an older checkpoint is whole (its index, its manifests) goes first, and the new index comes last:
-    whoever looks in between finds no checkpoint, or a whole one.
+    The older weights go first and the new ones come last, their index after them: whoever looks in between finds no
+    checkpoint, or a whole one, and never the configuration of one with the weights of the other.
 
     Args:
         final: a folder, whose weights are all replaced, or one weights file.
@@ -61,25 +63,25 @@ def replaced_checkpoint(final: Path, files: Sequence[Path]) -> Iterator[Path]:
     """
     is_file = list(files) == [Path(final.name)]
     folder = final.parent if is_file else final
-    with locked(folder), temporary_folder(folder) as temporary:
+    inside = folder / "model"  # in the folder: only there it is sure that files can take their places by a rename
+    with locked(inside), temporary_folder(inside) as temporary:
         yield temporary
         with explained(folder):
             if is_file:
                 _check_same_model(temporary, folder)
-            older = [final] if is_file else weight_files(folder)
-            new = {folder / file for file in files}
-            for file in older:
+            for file in [final] if is_file else weight_files(folder):
                 manifest_path(file).unlink(missing_ok=True)
-                if file not in new:
-                    file.unlink()
-            for file in sorted(temporary.iterdir(), key=_turn):
+                file.unlink(missing_ok=True)
+            for file in sorted(temporary.iterdir(), key=lambda file: (_turn(file, files), file.name)):
                 os.replace(file, folder / file.name)
+            flush(folder)
 
 
-def _turn(file: Path) -> tuple[int, str]:
-    """Weights, then what lies beside them, manifests and the index at the end."""
-    last = 2 if file.name == INDEX_FILE else 1 if file.name.endswith(SUFFIX) else 0
-    return last, file.name
+def _turn(file: Path, weights: Sequence[Path]) -> int:
+    """What lies beside the weights, manifests, weights, the index."""
+    if file.name in (INDEX_FILE, NAME_MAP_FILE):
+        return 3
+    return 2 if Path(file.name) in weights else 1 if file.name.endswith(SUFFIX) else 0
 
 
 def _check_same_model(temporary: Path, folder: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from r1parallel.checkpoint.folders import flush
+from r1parallel.checkpoint.manifest import SUFFIX
 from r1parallel.checkpoint.shards import Shards
 from r1parallel.checkpoint.source import Source, open_sliced
 from r1parallel.checkpoint.tensor_writer import write_tensor_file
@@ -98,8 +99,7 @@ def load_run_state(path: str | Path) -> tuple[dict[str, Source], dict[str, Any]]
         raise UserError(f"{path}: {complaint}; resume from another step")
     record = json.loads((path / _STATE_FILE).read_text(encoding="utf-8"))
     sources = {
-        group: open_sliced(path, read_strategy(path / _strategy_file(group)), f"{group}.safetensors")
-        for group in record["groups"]
+        group: open_sliced(path, read_strategy(path / _strategy_file(group)), f"{group}.") for group in record["groups"]
     }
     return sources, record["state"]
 
@@ -128,7 +128,8 @@ def _finish(folder: Path, groups: Mapping[str, Shards], record: dict[str, Any]) 
         write_merged_strategy(shards.full_layout(), folder / _strategy_file(group))
         flush(folder / _strategy_file(group))
         files.append(_strategy_file(group))
-        files += [f"rank_{rank}/{group}.safetensors" for rank in range(shards.layout.world_size)]
+        weights = [f"rank_{rank}/{group}.safetensors" for rank in range(shards.layout.world_size)]
+        files += [file + end for file in weights for end in ("", SUFFIX)]
     for name in files:
         if not (folder / name).is_file():
             raise UserError(

@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from r1parallel.checkpoint.claims import MAX_TENSORS, check_name, shown, stored_bytes
+from r1parallel.checkpoint.claims import MAX_TENSORS, check_name, no_duplicates, shown, stored_bytes
 from r1parallel.checkpoint.dtypes import DTYPES
 from r1parallel.checkpoint.tensor_entry import Extent, FilePlan, TensorEntry
 from r1parallel.errors import UserError
@@ -87,19 +87,12 @@ def _load_json(file: Path, stream: BinaryIO, size: int) -> tuple[dict[str, Any],
         if text.count(sign) > count:
             _damaged(file, f"its header has more than {count} times {sign.decode()}")
     try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates)
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=no_duplicates)
     except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, a name twice, an endless number; deep nesting
         _damaged(file, f"its header is not readable ({shown(str(error))})")
     if not isinstance(header, dict):
         _damaged(file, "its header is no table of tensors")
     return header, _LENGTH.size + length
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return result
 
 
 def _check_entry(file: Path, name: str, info: Any, start: int) -> TensorEntry:

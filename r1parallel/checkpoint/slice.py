@@ -43,9 +43,10 @@ def plan_reshard(
     kind: str = "safetensors",
     ranks: Sequence[int] | None = None,
     max_shard_size: int = MAX_SHARD_SIZE,
+    src_prefix: str = "",
 ) -> tuple[Source, Output]:
     """What `reshard_checkpoint` would read and write; only headers are read. Same arguments, same errors."""
-    source = open_source(src, src_layout)
+    source = open_source(src, src_layout, src_prefix)
     if dst_layout is None:
         return source, plan_full(source.tensors, _METADATA, kind, max_shard_size)
     ranks = range(dst_layout.world_size) if ranks is None else ranks
@@ -66,6 +67,7 @@ def reshard_checkpoint(
     ranks: Sequence[int] | None = None,
     workers: int | None = None,
     max_shard_size: int = MAX_SHARD_SIZE,
+    src_prefix: str = "",
 ) -> None:
     """Write a checkpoint in another cut. Each worker has one window of one tensor in memory.
 
@@ -82,13 +84,14 @@ def reshard_checkpoint(
         ranks: of the new layout, which to write; None: all.
         workers: how many tensors are moved at a time; None: as many as there are processors, up to 8.
         max_shard_size: of a full checkpoint, bytes of tensors in one file.
+        src_prefix: what the name of the one file to take in each rank folder of `src` starts with.
 
     Raises:
         UserError: checkpoint and layouts do not belong together, copies differ, a source is damaged, or `dst_dir` is
             not empty, cannot be written, or is being written by another process.
     """
     final, workers = Path(dst_dir), workers or default_workers()
-    source, output = plan_reshard(src, src_layout, dst_layout, prefix, kind, ranks, max_shard_size)
+    source, output = plan_reshard(src, src_layout, dst_layout, prefix, kind, ranks, max_shard_size, src_prefix)
     check_space(final, output.nbytes)
     if ranks is None or dst_layout is None:
         with new_folder(final) as folder:

@@ -1,5 +1,6 @@
 """Full tensors of a checkpoint, stored whole or cut into ranks; any region of them can be read."""
 
+import glob
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -57,22 +58,23 @@ class Source:
         return read_rows(self.firsts[name], region)
 
 
-def open_source(path: str | Path, layout: Layout | None = None) -> Source:
+def open_source(path: str | Path, layout: Layout | None = None, prefix: str = "") -> Source:
     """Open a checkpoint of any form.
 
     Args:
         path: what `open_checkpoint` opens, or a folder of rank_N.
         layout: how the folder is cut into ranks; None: as the strategy.ckpt in it says, or not at all.
+        prefix: what the name of the one file to take in each rank folder starts with.
 
     Raises:
         UserError: nothing readable is there, a file is damaged or missing, or the ranks are not those of the layout.
     """
     path = Path(path)
     if layout is not None:
-        return open_sliced(path, layout)
+        return open_sliced(path, layout, prefix)
     is_full = any((path / name).exists() for name in (*SINGLE_FILES.values(), INDEX_FILE))
     if (path / STRATEGY_FILE).is_file() and not is_full:
-        return open_sliced(path, read_strategy(path / STRATEGY_FILE))
+        return open_sliced(path, read_strategy(path / STRATEGY_FILE), prefix)
     checkpoint = open_checkpoint(path)
     tensors = {
         name: StoredRows(entry.shape, entry.dtype, {tuple((0, size) for size in entry.shape): [entry]})
@@ -81,37 +83,37 @@ def open_source(path: str | Path, layout: Layout | None = None) -> Source:
     return Source(path, checkpoint.folder, tensors)
 
 
-def open_sliced(path: str | Path, layout: Layout, file: str | None = None) -> Source:
+def open_sliced(path: str | Path, layout: Layout, prefix: str = "") -> Source:
     """Open a checkpoint that is cut into rank_N folders.
 
     Args:
         path: the folder with the rank folders.
         layout: how it is cut.
-        file: the file in each rank folder; None: the only weights file there.
+        prefix: what the name of the one file to take in each rank folder starts with.
 
     Raises:
         UserError: ranks or tensors are missing, extra or of another shape than the layout says.
     """
     path = Path(path)
-    ranks = _open_ranks(path, layout, file)
+    ranks = _open_ranks(path, layout, prefix)
     for rank, checkpoint in enumerate(ranks):
         _check_names(checkpoint, layout, rank)
     names = {name: None for checkpoint in ranks for name in checkpoint}
     return Source(path, path, {name: _put_together(name, ranks, layout) for name in names})
 
 
-def _open_ranks(path: Path, layout: Layout, file: str | None) -> list[Checkpoint]:
-    if file is not None:
-        return [open_checkpoint(path / f"rank_{rank}" / file) for rank in range(layout.world_size)]
+def _open_ranks(path: Path, layout: Layout, prefix: str) -> list[Checkpoint]:
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; a checkpoint that is cut is a folder of rank_N")
     folders = rank_folders(path)
+    if prefix:  # of several models side by side, one may be cut for fewer ranks
+        folders = {rank: folder for rank, folder in folders.items() if any(folder.glob(f"{glob.escape(prefix)}*"))}
     if list(folders) != list(range(layout.world_size)):
         present = ", ".join(map(str, list(folders)[:20])) or "none"
         raise UserError(
             f"{path}: has folders for ranks {present}; the strategy describes ranks 0 to {layout.world_size - 1}"
         )
-    return [open_rank(folder) for folder in folders.values()]
+    return [open_rank(folder, prefix) for folder in folders.values()]
 
 
 def _check_names(checkpoint: Checkpoint, layout: Layout, rank: int) -> None:

@@ -1,11 +1,14 @@
-"""Reading stored tensors in order: files are opened once, and what was read to the end is compared with its hash."""
+"""Reading stored tensors in order. Few files are open at a time; what was read to the end is compared with its hash."""
 
 import os
+from pathlib import Path
 from types import TracebackType
 
 from r1parallel.checkpoint.manifest import manifest_path, new_hash
 from r1parallel.checkpoint.tensor_entry import TensorEntry
 from r1parallel.errors import UserError
+
+_MOST_OPEN = 32  # files of one thread
 
 
 class Streams:
@@ -13,6 +16,7 @@ class Streams:
 
     def __init__(self) -> None:
         self._streams: dict[int, _Stream] = {}
+        self._descriptors: dict[Path, int] = {}  # the file that was used last comes last
 
     def read(self, entry: TensorEntry, begin: int, out: memoryview) -> None:
         """Fill `out` with bytes of a stored tensor from `begin` on.
@@ -22,7 +26,20 @@ class Streams:
         """
         if id(entry) not in self._streams:
             self._streams[id(entry)] = _Stream(entry)
-        self._streams[id(entry)].read(begin, out)
+        try:
+            self._streams[id(entry)].read(self._open(entry.file), begin, out)
+        except OSError as error:
+            raise UserError(f"{entry.file}: cannot be read: {error.strerror}") from None
+
+    def _open(self, file: Path) -> int:
+        """Copies of a tensor can lie on a thousand ranks, more than a process can have open."""
+        descriptor = self._descriptors.pop(file, None)
+        if descriptor is None:
+            if len(self._descriptors) >= _MOST_OPEN:
+                os.close(self._descriptors.pop(next(iter(self._descriptors))))
+            descriptor = os.open(file, os.O_RDONLY)
+        self._descriptors[file] = descriptor
+        return descriptor
 
     def __enter__(self) -> "Streams":
         return self
@@ -30,8 +47,9 @@ class Streams:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for stream in self._streams.values():
-            os.close(stream.descriptor)
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        self._descriptors.clear()
         self._streams.clear()
 
 
@@ -42,16 +60,9 @@ class _Stream:
         self._entry = entry
         self._hash = new_hash() if entry.digest is not None else None
         self._position = 0
-        try:
-            self.descriptor = os.open(entry.file, os.O_RDONLY)
-        except OSError as error:
-            raise UserError(f"{entry.file}: cannot be read: {error.strerror}") from None
 
-    def read(self, begin: int, out: memoryview) -> None:
-        try:
-            self._entry.read_bytes(self.descriptor, begin, out)
-        except OSError as error:
-            raise UserError(f"{self._entry.file}: cannot be read: {error.strerror}") from None
+    def read(self, descriptor: int, begin: int, out: memoryview) -> None:
+        self._entry.read_bytes(descriptor, begin, out)
         if self._hash is None or begin != self._position:  # a part only, or read again
             return
         self._hash.update(out)

@@ -1,10 +1,12 @@
 """Opening a checkpoint: a weights file, or a folder of them, as a table of tensors read when asked."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from r1parallel.checkpoint import ckpt_format, safetensors_format
+from r1parallel.checkpoint.claims import no_duplicates, shown
 from r1parallel.checkpoint.manifest import with_digests
 from r1parallel.checkpoint.tensor_entry import TensorEntry
 from r1parallel.errors import UserError
@@ -12,7 +14,8 @@ from r1parallel.errors import UserError
 FORMATS = {"safetensors": safetensors_format, "ckpt": ckpt_format}  # the end of a file's name → what reads and plans it
 SINGLE_FILES = {kind: f"model.{kind}" for kind in FORMATS}
 INDEX_FILE = "model.safetensors.index.json"
-_LONGEST_INDEX = 256 * 2**20  # bytes
+NAME_MAP_FILE = "param_name_map.json"  # the same for MindSpore
+_LONGEST_INDEX = 16 * 2**20  # bytes; a thousand shards of a thousand tensors have less
 
 
 class Checkpoint(Mapping[str, TensorEntry]):
@@ -90,17 +93,20 @@ def rank_folders(path: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def open_rank(folder: Path) -> Checkpoint:
-    """Open the one weights file of a rank_N folder.
+def open_rank(folder: Path, prefix: str = "") -> Checkpoint:
+    """Open the one weights file of a rank_N folder whose name starts with a prefix.
 
     Raises:
         UserError: there is no such file, or more than one.
     """
-    files = sorted(file for kind in FORMATS for file in folder.glob(f"*.{kind}"))
+    files = sorted(
+        file for file in folder.iterdir() if file.suffix.removeprefix(".") in FORMATS and file.name.startswith(prefix)
+    )
     if len(files) != 1:
         found = ", ".join(file.name for file in files[:3]) or "none"
+        named = f" whose name starts with {prefix}" if prefix else ""
         raise UserError(
-            f"{folder}: expected exactly one .safetensors or .ckpt file, found {found}; move the others away"
+            f"{folder}: expected exactly one .safetensors or .ckpt file{named}, found {found}; --src_prefix chooses"
         )
     return Checkpoint(files[0], folder.parent, *read_file(files[0]))
 
@@ -127,15 +133,15 @@ def _read_shards(folder: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
     metadata: dict[str, str] = {}
     for shard in sorted(set(weight_map.values())):
         if not (folder / shard).is_file():
-            raise UserError(f"{index}: names {shard}, which is missing; copy or download it")
+            raise UserError(f"{index}: names {shown(shard)}, which is missing; copy or download it")
         tensors, metadata = read_file(folder / shard)
         for name, entry in tensors.items():
             if weight_map.get(name) != shard:
-                raise UserError(f"{folder / shard}: holds {name}, which {INDEX_FILE} does not place there")
+                raise UserError(f"{folder / shard}: holds {shown(name)}, which {INDEX_FILE} does not place there")
             entries[name] = entry
     for name, shard in weight_map.items():
         if name not in entries:
-            raise UserError(f"{index}: places {name} in {shard}, which does not hold it")
+            raise UserError(f"{index}: places {shown(name)} in {shown(shard)}, which does not hold it")
     return {name: entries[name] for name in weight_map}, metadata
 
 
@@ -143,12 +149,12 @@ def _read_index(index: Path) -> dict[str, str]:
     try:
         if index.stat().st_size > _LONGEST_INDEX:
             raise ValueError
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=no_duplicates)["weight_map"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{index}: is no index of shards (JSON with a weight_map); download it again") from None
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index}: its weight_map is empty or no table; download it again")
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or Path(shard).name != shard or "\0" in shard or len(shard) > 255:
-            raise UserError(f"{index}: {name} is placed in {shard!r}, which is no file name in this folder")
+        if not isinstance(shard, str) or Path(shard).name != shard or "\0" in shard or len(os.fsencode(shard)) > 255:
+            raise UserError(f"{index}: {shown(name)} is placed in {shown(shard)}, which is no file name in this folder")
     return weight_map

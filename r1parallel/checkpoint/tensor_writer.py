@@ -46,7 +46,7 @@ def write_tensor_file(file: Path, entries: Sequence[Tensor], metadata: dict[str,
         UserError: it cannot be written.
     """
     output = plan_full(_rows(entries), metadata or {}, file=file.name)
-    write_output(output, file.parent, 1)
+    write_output(output, file.parent, 1, durable=True)
 
 
 def _rows(entries: Iterable[Tensor]) -> dict[str, ArrayRows]:

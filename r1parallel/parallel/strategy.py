@@ -94,13 +94,12 @@ def read_strategy(path: str | Path) -> Layout:
     """
     path = Path(path)
     stages: dict[int, dict[str, TensorLayout]] = {}
-    known = set()
-    for file in _require_rank_files(path) if path.is_dir() else [path]:
+    known: set[bytes] = set()
+    files = _require_rank_files(path) if path.is_dir() else [path]
+    for file in files:
         with _open(file) as stream:
-            digest = _digest(stream)
-            if digest in known:  # most ranks of a stage have the same file
+            if len(files) > 1 and _is_known(stream, known):  # most ranks of a stage have the same file
                 continue
-            known.add(digest)
             tables = _read_tables(file, stream)
         for stage, table in tables.items():
             if stages.setdefault(stage, table) != table:
@@ -249,11 +248,14 @@ def _open(file: Path) -> BinaryIO:
     return file.open("rb")
 
 
-def _digest(stream: BinaryIO) -> bytes:
-    result = hashlib.sha256()
+def _is_known(stream: BinaryIO, known: set[bytes]) -> bool:
+    """Whether the hash of a file is in `known`, where it is put."""
+    digest = hashlib.sha256()
     while block := stream.read(2**20):
-        result.update(block)
-    return result.digest()
+        digest.update(block)
+    found = digest.digest() in known
+    known.add(digest.digest())
+    return found
 
 
 def _few(numbers: Collection[int]) -> str:

@@ -14,7 +14,7 @@ from r1parallel.checkpoint.ckpt_format import plan_file, read_header
 from r1parallel.checkpoint.dtypes import CKPT_DTYPES, DTYPES, dtype_name
 from r1parallel.checkpoint.tensor_entry import as_bytes
 from r1parallel.errors import UserError
-from r1parallel.wire import encode_bytes, encode_length, encode_varint
+from r1parallel.wire import WireError, WireFile, encode_bytes, encode_length, encode_varint
 
 MINDSPORE_DTYPES = [name for name in DTYPES if name != "BF16"]  # hypothesis makes no bfloat16
 
@@ -218,7 +218,7 @@ NEGATIVE = encode_varint(1 << 3) + HUGE
         (value(dims=NEGATIVE), "a dim that is no size"),
         (value(dims=b"\x08\1" * 33), "33 dims are more than 32"),
         (value(dims=encode_bytes(1, b"\1" * 400)), "the dims at byte 9 are not readable"),
-        (value(dims=encode_bytes(1, b"")), "the dims at byte 9 are not readable"),
+        (value(dims=encode_bytes(1, b"")), "the dims at byte 7 are not readable"),
         (value(dims=encode_bytes(1, b"\xff")), "the number at byte 9 does not end"),
         (value(name=None), "the tensor at byte 0 has no name"),
         (value(dtype=None), "w lacks its type or its content"),
@@ -293,6 +293,18 @@ def test_terabytes_are_passed_over(tmp_path):
         os.truncate(stream.fileno(), plan.size - 1)
     with pytest.raises(UserError, match="claims 19 bytes, 18 are there"):
         read_header(tmp_path / "x.ckpt")
+
+
+def test_a_file_that_is_cut_short_while_it_is_read(tmp_path):
+    file = write(tmp_path / "x.ckpt", {str(index): np.ones(2000, np.float32) for index in range(3)})
+    with file.open("rb") as stream:
+        fields = WireFile(stream.fileno()).fields(0, file.stat().st_size)
+        first = next(fields)
+        os.truncate(file, first.end)
+        with pytest.raises(WireError, match=f"the file ends before byte {first.end + 1}"):
+            next(fields)
+        with pytest.raises(WireError, match=f"the file ends before byte {first.end + 9}"):
+            WireFile(stream.fileno()).read_bytes(first.begin, first.end + 9)
 
 
 def test_a_length_of_its_own():

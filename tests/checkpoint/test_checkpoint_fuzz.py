@@ -14,6 +14,9 @@ import r1parallel.parallel.strategy as strategy
 from r1parallel.checkpoint import ckpt_format, safetensors_format
 from r1parallel.checkpoint.claims import MAX_TENSORS
 from r1parallel.errors import UserError
+from r1parallel.parallel.strategy import read_strategy, write_strategy_files
+from r1parallel.parallel.strategy_proto import ParallelStrategyMap
+from r1parallel.parallel.tensor_layout import Layout, TensorLayout
 from r1parallel.wire import encode_bytes, encode_length
 
 HEADERS = 10_000
@@ -104,5 +107,82 @@ def test_every_header_is_read_or_refused_in_one_line(tmp_path):
     for counts in found["counts"].values():  # the mutations are neither all harmless nor all the same
         assert counts["read"] > 50 and counts["refused"] > 1000, found["counts"]
     assert found["big"] == [outcome for _, _, outcome in big.files]
-    print(found["growth"], found["counts"])
     assert found["growth"] < MEMORY
+
+
+@pytest.mark.parametrize(
+    ("layout", "error"),
+    [
+        (TensorLayout((2**20, 2**20), (0, 1)), "a lies on 1099511627776 devices, 1 to 1048576 are supported"),
+        (TensorLayout((2, 0), (0,)), "a lies on 0 devices"),
+        (TensorLayout((2,) * 33, (0,)), "a has a dev_matrix or tensor_map of more than 32 numbers"),
+        (TensorLayout((2,), (-1,) * 33), "a has a dev_matrix or tensor_map of more than 32 numbers"),
+        (TensorLayout((2, 2), (1, 1)), r"a has tensor_map \(1, 1\)"),
+        (TensorLayout((2, 2), (-2,)), r"a has tensor_map \(-2,\)"),
+        (TensorLayout((2, 2), (2,)), r"a has tensor_map \(2,\)"),
+        (TensorLayout((4, 2), (0,), 2, 3), "opt_weight_shard_size 3, but 1 dims on 4 devices that hold the same part"),
+        (TensorLayout((4, 2), (0,), 2, 8), "opt_weight_shard_size 8, but 1 dims on 4 devices"),
+        (TensorLayout((4, 2), (0,), 2, -2), "opt_weight_shard_size -2"),
+        (TensorLayout((4, 2), (0,), -2, 4), "opt_weight_shard_step -2"),
+        (TensorLayout((4, 2), (), 1, -1), "but 0 dims on 8 devices"),
+    ],
+)
+def test_layouts_that_cannot_be(tmp_path, layout, error):
+    (file,) = write_strategy_files(Layout(1, ({"a": TensorLayout((1,), (0,))},)), tmp_path)
+    message = ParallelStrategyMap.FromString(file.read_bytes())
+    layouts = message.parallel_layout_item[0].parallel_layouts
+    layouts.dev_matrix[0].dim[:], layouts.tensor_map[0].dim[:] = layout.dev_matrix, layout.tensor_map
+    layouts.opt_weight_shard_step, layouts.opt_weight_shard_size = layout.opt_shard_step, layout.opt_shard_size
+    file.write_bytes(message.SerializeToString())
+    with pytest.raises(UserError, match=error):
+        read_strategy(file)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [TensorLayout((4, 2), (0,), 2, 2), TensorLayout((4, 2), (0,), 2, -1), TensorLayout((4, 2), (), 0, 0)],
+)
+def test_layouts_that_can_be(tmp_path, layout):
+    (file, *_) = write_strategy_files(Layout(8, ({"a": layout},)), tmp_path)
+    assert read_strategy(file).stages == ({"a": layout},)
+
+
+def item(name: bytes, axis: bytes = b"\0") -> bytes:
+    layouts = encode_bytes(1, encode_bytes(1, b"\1\2")) + encode_bytes(2, encode_bytes(1, axis))
+    return encode_bytes(3, encode_bytes(1, name) + encode_bytes(2, layouts))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (item(b"w"), "it holds no layouts"),
+        (operator(), "it holds no layouts"),
+        (operator() + item(b"\xff"), "is damaged"),
+        (operator() + item(b"a\nb"), "a name of 3 characters is not printable or too long"),
+        (operator() + item(b"n" * 600), "a name of 600 characters is not printable or too long"),
+        (operator() + item(b"n" * 70000), "at most 65536 are expected"),
+        (operator() + item(b"2147483648-w"), "w is of stage 2147483648, at most 1048576 are supported"),
+        (operator() + item(b"1-w"), r"has stages \[1\] only"),
+        (operator() + item(b"w") + item(b"w", b"\xff" * 9 + b"\1"), "has two different layouts of w"),
+        (operator() * 3 + item(b"w"), "more than 2 operators or 5 layouts"),
+        (operator() + b"".join(item(b"%d-w" % stage) for stage in range(6)), "more than 2 operators or 5 layouts"),
+        (operator() + b"".join(item(b"%d-w" % stage) for stage in range(5)), "describes 10 ranks, at most 8 are"),
+    ],
+)
+def test_strategy_files_that_claim_too_much(tmp_path, monkeypatch, content, message):
+    monkeypatch.setattr(strategy, "_MAX_LAYOUTS", 5)
+    if "operators" in message:
+        monkeypatch.setattr(strategy, "_MAX_OPERATORS", 2)
+    if "8" in message:
+        monkeypatch.setattr(strategy, "_MAX_RANKS", 8 if "most 8" in message else 2**20)
+    (tmp_path / "merged.ckpt").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_strategy(tmp_path / "merged.ckpt")
+
+
+def test_a_strategy_file_of_terabytes(tmp_path):
+    (tmp_path / "merged.ckpt").write_bytes(operator() + item(b"w"))
+    assert read_strategy(tmp_path / "merged.ckpt").world_size == 2
+    os.truncate(tmp_path / "merged.ckpt", TERABYTE)
+    with pytest.raises(UserError, match="has 1099511627776 bytes, no strategy file has more than 1073741824"):
+        read_strategy(tmp_path / "merged.ckpt")

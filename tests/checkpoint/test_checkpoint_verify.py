@@ -1,0 +1,455 @@
+"""tools/verify_ckpt.py: what is equal, what differs, and how it says so."""
+
+import json
+import re
+from concurrent.futures import CancelledError
+from threading import Event
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from r1parallel.checkpoint.convert import Target, convert_weight
+from r1parallel.checkpoint.dtypes import dtype_name
+from r1parallel.checkpoint.findings import LISTED
+from r1parallel.checkpoint.hashing import work_through
+from r1parallel.checkpoint.manifest import manifest_path
+from r1parallel.checkpoint.names import from_hf
+from r1parallel.checkpoint.run_state import save_run_state
+from r1parallel.checkpoint.shards import Shards
+from r1parallel.checkpoint.slice import reshard_checkpoint, slice_checkpoint
+from r1parallel.checkpoint.source import STRATEGY_FILE, open_source
+from r1parallel.checkpoint.tensor_writer import write_checkpoint
+from r1parallel.checkpoint.verify import compare_checkpoints
+from r1parallel.config.model import ModelConfig
+from r1parallel.data.arithmetic import write_character_tokenizer
+from r1parallel.errors import UserError
+from r1parallel.parallel.layout import ModelLayout
+from r1parallel.parallel.mesh import Mesh
+from r1parallel.parallel.strategy import write_merged_strategy
+from r1parallel.parallel.world import World
+
+HF_EMBEDDING = "model.embed_tokens.weight"
+EMBEDDING = "model.tok_embeddings.embedding_weight"
+NORM = "model.norm.weight"
+TENSORS = 27  # of the configurations in conftest, the head included
+
+
+@pytest.fixture
+def verify(tool, capsys):
+    """verify(A, B, flag, …) → exit code, lines, the last one."""
+    main = tool("verify_ckpt")
+
+    def call(*arguments):
+        capsys.readouterr()
+        code = 0
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as leaving:
+            code = leaving.code
+        except UserError as error:
+            assert "\n" not in str(error)
+            return SimpleNamespace(code=2, lines=[str(error)], last=str(error))
+        lines = capsys.readouterr().out.splitlines()
+        return SimpleNamespace(code=code, lines=lines, last=lines[-1])
+
+    return call
+
+
+def flip(file, name):
+    """Turn one bit of a tensor's last element; the manifest stays."""
+    entry = next(iter(open_source(file).tensors[name].pieces.values()))[0]
+    offset = entry.extents[-1][0] + entry.extents[-1][1] - 1
+    content = bytearray(file.read_bytes())
+    content[offset] ^= 1
+    file.write_bytes(content)
+
+
+def drop_manifests(folder):
+    for file in folder.rglob("*.manifest.json"):
+        file.unlink()
+
+
+def test_equal_in_every_form(tmp_path, make_folder, config, verify):
+    hf = make_folder("hf", config, dtype="BF16")
+    sharded = make_folder("sharded", config, dtype="BF16", max_shard_size=700)
+    ours = convert_weight(hf, tmp_path / "ours")
+    mcore = convert_weight(hf, tmp_path / "mcore", Target("mcore"))
+    ckpt = convert_weight(hf, tmp_path / "k" / "x.ckpt")
+    joined = convert_weight(hf, tmp_path / "joined", Target(concatenate=True))
+    slice_checkpoint(ours, tmp_path / "cut", ModelLayout(config, Mesh(dp=2, tp=2, pp=2), True))
+    forms = [hf, sharded, ours, mcore, ckpt, joined, tmp_path / "cut"]
+    for one, other in zip(forms, [*forms[1:], hf], strict=True):
+        for pair in ((one, other), (other, one)):
+            done = verify(*pair)
+            assert done.code == 0, done.lines
+            assert re.fullmatch(rf"equal: {TENSORS} tensors, [0-9.]+kB", done.last)
+    assert "27 of 27 in A" in verify(hf, ours).lines[-2]
+
+
+def test_a_strategy_may_be_given(tmp_path, make_folder, config, verify):
+    full = make_folder("full", config, hf=False)
+    slice_checkpoint(full, tmp_path / "cut", ModelLayout(config, Mesh(tp=2)))
+    (tmp_path / "cut" / STRATEGY_FILE).rename(tmp_path / "s.ckpt")
+    assert verify(full, tmp_path / "cut").code == 2
+    assert verify(full, tmp_path / "cut", "--strategy_b", tmp_path / "s.ckpt").code == 0
+    assert verify(tmp_path / "cut", full, "--strategy_a", tmp_path / "s.ckpt").code == 0
+
+
+def test_a_flipped_bit_is_found_against_the_other_side(make_folder, config, verify):
+    one, other = make_folder("one", config, dtype="BF16"), make_folder("other", config, dtype="BF16")
+    flip(other / "model.safetensors", HF_EMBEDDING)
+    drop_manifests(other)
+    done = verify(one, other)
+    assert done.code == 1
+    assert re.fullmatch(r"DIFFERENT: 1 content; 27 tensors, [0-9.]+kB", done.last)
+    values = [open_source(folder).read(HF_EMBEDDING)[15, 7] for folder in (one, other)]
+    finding = f"{HF_EMBEDDING}: 1 of 128 elements differ, the first at [15, 7]: {values[0]} in A, {values[1]} in B"
+    assert f"content {finding}" in done.lines
+    assert done.lines[2].endswith("manifest: 27 of 27 in A, 0 of 27 in B")
+
+
+def test_a_flipped_bit_is_found_against_the_manifest(make_folder, config, verify):
+    one, other = make_folder("one", config), make_folder("other", config)
+    flip(other / "model.safetensors", HF_EMBEDDING)
+    done = verify(one, other)
+    assert done.code == 1
+    assert done.last.startswith("DIFFERENT: 1 damaged;")
+    assert sum("model.safetensors.manifest.json says" in line for line in done.lines) == 1
+    assert verify(one).code == 0
+    alone = verify(other)
+    assert (alone.code, alone.last[:21]) == (1, "DIFFERENT: 1 damaged;")
+    assert re.search(rf"damaged .*{HF_EMBEDDING} is not what model.safetensors.manifest.json says", alone.lines[1])
+
+
+def test_ranks_whose_copies_differ(tmp_path, make_folder, config, verify):
+    full = make_folder("full", config, hf=False)
+    slice_checkpoint(full, tmp_path / "cut", ModelLayout(config, Mesh(dp=2)))
+    drop_manifests(tmp_path / "cut")
+    flip(tmp_path / "cut" / "rank_1" / "checkpoint_1.safetensors", EMBEDDING)
+    done = verify(full, tmp_path / "cut")
+    assert done.code == 1
+    assert any("embedding_weight differs from its copy in" in line for line in done.lines)
+
+
+def test_missing_shapes_and_dtypes(make_folder, config, verify):
+    def change(arrays):
+        del arrays[NORM]
+        arrays[HF_EMBEDDING] = arrays[HF_EMBEDDING][1:]
+        arrays["more"] = np.ones(3, np.float32)
+
+    one, other = make_folder("one", config), make_folder("other", config, change=change)
+    done = verify(one, other)
+    assert done.code == 1
+    assert done.lines[3:-1] == [
+        f"missing {NORM} is only in A",
+        "missing more is only in B",
+        f"shape   {HF_EMBEDDING}: [16, 8] in A, [15, 8] in B",
+    ]
+    assert done.last.startswith("DIFFERENT: 2 missing, 1 shape; 26 tensors")
+    half = verify(one, make_folder("half", config, dtype="F16"))
+    assert half.code == 1
+    assert f"dtype   {HF_EMBEDDING}: F32 in A, F16 in B" in half.lines
+    assert f"dtype   … and {TENSORS - LISTED} more" in half.lines
+
+
+def test_missing_under_other_names(tmp_path, make_folder, config, verify):
+    whole = convert_weight(make_folder("hf", config), tmp_path / "ours")
+    done = verify(make_folder("less", config, change=lambda arrays: arrays.pop(NORM)), whole)
+    assert (done.code, done.lines[3]) == (1, f"missing {from_hf(NORM)} is only in B")
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_a_cast_is_verified_bit_for_bit(tmp_path, make_folder, config, verify, dtype):
+    hf = make_folder("hf", config)
+    cast = convert_weight(hf, tmp_path / "cast", Target(dtype=dtype))
+    assert verify(hf, cast).code == 1
+    assert verify(hf, cast, "--dtype", dtype).code == 0
+    flip(cast / "model.safetensors", EMBEDDING)
+    drop_manifests(cast)
+    done = verify(hf, cast, "--dtype", dtype)
+    assert (done.code, done.last[:21]) == (1, "DIFFERENT: 1 content;")
+
+
+def test_a_number_that_the_dtype_cannot_hold(make_folder, config, verify):
+    def change(arrays):
+        arrays[NORM][0] = 1e30
+
+    large = make_folder("large", config, change=change)
+    done = verify(large, make_folder("half", config, dtype="F16"), "--dtype", "fp16")
+    assert done.code == 1
+    assert any(line.startswith(f"damaged {NORM}: 1e+30 does not fit") for line in done.lines)
+
+
+def test_a_tied_head_on_one_side(tmp_path, make_folder, tied_config, config, verify):
+    def same_head(arrays):
+        arrays["lm_head.weight"] = arrays[HF_EMBEDDING]
+
+    plain, extra = make_folder("plain", tied_config), make_folder("extra", tied_config, change=same_head)
+    mcore = convert_weight(plain, tmp_path / "mcore", Target("mcore"))
+    for pair, side in (((plain, extra), "B"), ((extra, plain), "A"), ((extra, mcore), "A")):
+        done = verify(*pair)
+        assert done.code == 0
+        assert f"only {side} stores lm_head.weight, which equals its embedding" in done.lines
+        assert done.last.startswith("equal: 26 tensors")
+    own = make_folder("own", tied_config, change=lambda a: a.update({"lm_head.weight": a[HF_EMBEDDING] + 1}))
+    done = verify(own, plain)
+    assert (done.code, done.lines[3]) == (1, "missing lm_head.weight is only in A, and is not its embedding")
+    (plain / "config.json").write_text(json.dumps(config.to_hf()))  # now its head is lost
+    done = verify(extra, plain)
+    assert (done.code, done.lines[3]) == (1, "missing lm_head.weight is only in A")
+
+
+def test_rotary_buffers_do_not_count(tmp_path, make_folder, config, verify):
+    buffer = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    old = make_folder("old", config, change=lambda arrays: arrays.update({buffer: np.ones(2, np.float32)}))
+    done = verify(old, convert_weight(old, tmp_path / "ours"))
+    assert done.code == 0
+    assert f"only A stores {buffer}, which follows from the model's sizes" in done.lines
+
+
+def test_concatenated_tensors_need_the_sizes(tmp_path, make_folder, config, verify):
+    ours = make_folder("ours", config, hf=False)
+    joined = convert_weight(ours, tmp_path / "joined", Target(concatenate=True))
+    flip(joined / "model.safetensors", "model.layers.1.attention.w_qkv.weight")
+    drop_manifests(joined)
+    done = verify(ours, joined)
+    assert (done.code, done.last[:21]) == (1, "DIFFERENT: 1 content;")
+    assert any("layers.1.attention.wv.weight: 1 of 32 elements differ, the first at [3, 7]" in x for x in done.lines)
+    assert verify(joined, joined).last.startswith("equal: 17 tensors")  # compared as they are stored
+    small = ModelConfig(
+        **{**vars(config), "intermediate_size": 12, "num_heads": 8, "num_kv_heads": 1, "hidden_size": 80}
+    )
+    (joined / "config.json").write_text(json.dumps(small.to_hf()))
+    assert "is not made of groups of 100 rows" in verify(ours, joined).last
+    for folder in (ours, joined):
+        (folder / "config.json").unlink()
+    assert "put the model's config.json beside it" in verify(ours, joined).last
+
+
+def write(folder, arrays):
+    write_checkpoint(folder, [(name, a.shape, dtype_name(a.dtype), a) for name, a in arrays.items()])
+    return folder
+
+
+def test_tensors_of_no_model_are_compared_as_stored(tmp_path, verify):
+    """Scalars, integers, numbers that look alike."""
+    quiet, other = (np.array([word], np.uint32).view(np.float32) for word in (0x7FC00000, 0x7FC00001))
+    arrays = {"step": np.array(3), "state.w": np.zeros((2, 3), np.float32), "nan": quiet, "same": np.ones(2)}
+    changed = arrays | {"step": np.array(4), "state.w": -arrays["state.w"], "nan": other}
+    done = verify(write(tmp_path / "a", arrays), write(tmp_path / "b", changed))
+    assert done.code == 1
+    assert "names of no whole model, compared as stored" in done.lines[0]
+    assert done.lines[3:-1] == [
+        "content step: 1 of 1 elements differ, 3 in A, 4 in B",
+        "content state.w: 6 of 6 elements differ, the first at [0, 0]: 0.0 in A, -0.0 in B",
+        "content nan: 1 of 1 elements differ, the first at [0]: nan (0x7fc00000) in A, nan (0x7fc00001) in B",
+    ]
+
+
+def test_windows_of_a_large_tensor(tmp_path, monkeypatch):
+    """The first difference has its place in the full tensor, and what differs is counted in all windows."""
+    monkeypatch.setattr("r1parallel.checkpoint.windows.WINDOW", 64)
+    values = np.arange(400, dtype=np.float32).reshape(50, 8)
+    changed = values.copy()
+    changed[20:45, 3] += 1
+    one, other = write(tmp_path / "a", {"w": values}), write(tmp_path / "b", {"w": changed})
+    report = compare_checkpoints(open_source(one), open_source(other), workers=2)
+    assert [finding.text for finding in report.findings] == [
+        "w: 25 of 400 elements differ, the first at [20, 3]: 163.0 in A, 164.0 in B"
+    ]
+
+
+def test_many_differences_are_counted(tmp_path, verify):
+    zeros = {f"w{i}": np.zeros(2, np.float32) for i in range(LISTED + 5)}
+    ones = {name: value + 1 for name, value in zeros.items()}
+    done = verify(write(tmp_path / "a", zeros), write(tmp_path / "b", ones))
+    assert sum("the first at [0]" in line for line in done.lines) == LISTED
+    assert done.lines[-2] == "content … and 5 more"
+    assert done.last == f"DIFFERENT: {LISTED + 5} content; {LISTED + 5} tensors, 200B"
+
+
+def test_one_tensor_twice_is_refused(make_folder, config, verify):
+    hf = make_folder("hf", config)
+    twice = make_folder("t", config, change=lambda a: a.update({from_hf("model.layers.0.mlp.up_proj.weight"): a[NORM]}))
+    ours = make_folder("ours", config, hf=False)
+    joined = make_folder(
+        "joined",
+        config,
+        hf=False,
+        change=lambda a: a.update({"model.layers.0.attention.w_qkv.bias": np.ones(16, "f4")}),
+    )
+    assert "are one tensor; keep one of them" in verify(twice, convert_folder(ours)).last
+    assert "is stored twice" in verify(joined, hf).last
+
+
+def convert_folder(folder):
+    """The same in mcore's names, which share none with the others."""
+    return convert_weight(folder, folder.with_name("mcore"), Target("mcore"))
+
+
+def test_manifests_are_written_once(tmp_path, make_folder, config, verify):
+    folder = make_folder("hf", config, max_shard_size=700)
+    files = sorted(folder.glob("*.safetensors"))
+    written = {file: manifest_path(file).read_text() for file in files}
+    drop_manifests(folder)
+    alone = verify(folder)
+    assert alone.code == 2
+    assert re.search(r"has no manifest \(nor have \d+ more\); .* tools/verify_ckpt.py .*hf --manifest", alone.last)
+    manifest_path(files[0]).write_text(written[files[0]])
+    done = verify(folder, "--manifest", "--transform_process_num", 1)
+    assert (done.code, done.last) == (0, f"wrote {len(files) - 1} manifests in {folder}, left 1 as they were")
+    assert {file: json.loads(manifest_path(file).read_text()) for file in files} == {
+        file: json.loads(text) for file, text in written.items()
+    }
+    assert verify(folder).last.startswith(f"equal: {TENSORS} tensors in {len(files)} files")
+    again = verify(folder, "--manifest")
+    assert (again.code, "every weights file has a manifest" in again.last) == (2, True)
+
+
+def test_a_checkpoint_alone_that_is_not_whole(tmp_path, make_folder, config, verify):
+    folder = make_folder("hf", config, max_shard_size=700)
+    files = sorted(folder.glob("*.safetensors"))
+    files[1].unlink()
+    done = verify(folder)
+    assert (done.code, f"missing {files[1].name} is gone" in done.lines[1]) == (1, True)
+    manifest_path(files[1]).unlink()
+    done = verify(folder)
+    assert (done.code, f"names {files[1].name}, which is missing" in done.lines[1]) == (1, True)
+    files[0].write_bytes(files[0].read_bytes()[:-1])
+    done = verify(folder)
+    assert (done.code, done.last[:21]) == (1, "DIFFERENT: 1 damaged;")
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "ckpt"])
+def test_a_sliced_checkpoint_alone(tmp_path, make_folder, config, verify, kind):
+    layout = ModelLayout(config, Mesh(tp=2, pp=2))
+    cut = tmp_path / "cut"
+    reshard_checkpoint(make_folder("full", config, hf=False), cut, None, layout, kind=kind)
+    assert verify(cut).code == 0
+    assert verify(cut / "rank_3" / f"checkpoint_3.{kind}").code == 0
+    write_merged_strategy(ModelLayout(config, Mesh(tp=2, pp=2, dp=2)), tmp_path / "s.ckpt")
+    done = verify(cut, "--strategy_a", tmp_path / "s.ckpt")
+    assert (done.code, "ranks 0 to 7" in done.lines[1]) == (1, True)
+    flip(cut / "rank_0" / f"checkpoint_0.{kind}", EMBEDDING)
+    assert verify(cut).code == 1
+
+
+def test_a_step_of_a_run_alone(tmp_path, config, verify):
+    """All groups of all ranks; what state.json lists must be there."""
+    values = {name: np.ones(shape, np.float32) for name, shape in config.parameter_shapes().items()}
+    layout = ModelLayout(config, Mesh())
+    groups = {
+        "actor": Shards(layout, values),
+        "optimizer": Shards(layout, {f"adam_m.{n}": v for n, v in values.items()}),
+    }
+    step = save_run_state(tmp_path, 1, groups, {}, 1, World())
+    assert verify(step).last.startswith(f"equal: {2 * TENSORS} tensors in 2 files")
+    flip(step / "rank_0" / "optimizer.safetensors", f"adam_m.{EMBEDDING}")
+    assert verify(step).last.startswith("DIFFERENT: 1 damaged;")
+    for file in (step / "rank_0").glob("optimizer.*"):
+        file.unlink()
+    done = verify(step)
+    assert (done.code, "rank_0/optimizer.safetensors is missing" in done.lines[1]) == (1, True)
+
+
+def test_work_ends_when_its_results_are_not_wanted():
+    """As when a user presses Ctrl-C."""
+    started, seen = Event(), []
+
+    def work(item, progress):
+        if item == 0:
+            return item
+        started.set()
+        with pytest.raises(CancelledError):
+            while True:
+                progress(1)
+        seen.append(item)
+
+    results = work_through(work, range(100), 0, 2, "work")
+    assert next(results) == 0
+    started.wait()
+    results.close()
+    assert 1 <= len(seen) <= 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["A", "B", "--manifest"], "--manifest: is for one checkpoint"),
+        (["A", "--dtype", "bf16"], "--dtype: compares two checkpoints"),
+        (["A", "--logits"], "--logits: compares two checkpoints"),
+        (["A", "--strategy_b", "s"], "--strategy_b: there is no second"),
+        (["A", "--transform_process_num", "0"], "must be at least 1"),
+        (["nowhere"], "nowhere: holds no .safetensors"),
+        (["nowhere", "nowhere"], "nowhere: no such checkpoint"),
+    ],
+)
+def test_mistakes_are_one_line(verify, arguments, message):
+    done = verify(*arguments)
+    assert (done.code, message in done.last) == (2, True), done.last
+
+
+def test_a_folder_that_cannot_be_written(make_folder, config, verify, monkeypatch):
+    folder = make_folder("hf", config)
+    drop_manifests(folder)
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr("r1parallel.checkpoint.manifest.replacing", refuse)
+    assert "cannot be written: Permission denied" in verify(folder, "--manifest").last
+
+
+@pytest.fixture
+def two_models(tmp_path, make_folder):
+    """A Hugging Face folder, fp32, and the same model cut for two ranks; neither has a tokenizer."""
+    config = ModelConfig(48, 8, 12, 1, 4, 2, max_position_embeddings=8)
+    hf = make_folder("hf", config)
+    (hf / "tokenizer.json").unlink()
+    convert_weight(hf, tmp_path / "cut", Target(layout=ModelLayout(config, Mesh(tp=2))))
+    return hf, tmp_path / "cut"
+
+
+def logits_line(done):
+    return next(line for line in done.lines if line.startswith("logits"))
+
+
+def test_equal_models_have_equal_logits(two_models, mindspore_cpu, verify):
+    hf, cut = two_models
+    write_character_tokenizer(hf)
+    done = verify(hf, cut, "--logits")
+    assert (done.code, done.last[:17]) == (0, "equal: 15 tensors")
+    assert logits_line(done) == "logits  5 tokens: largest difference 0, highest logit at the same id in 5 of 5"
+    assert logits_line(verify(hf, cut, "--logits", "1+2")).startswith("logits  3 tokens: largest difference 0,")
+    assert "9 tokens are more than its 8 positions" in verify(hf, cut, "--logits", "1+2+3+4+5").last
+
+
+def test_rounded_weights_have_logits_of_their_own(tmp_path, two_models, mindspore_cpu, verify):
+    """A sees the same rounding only where --dtype says so."""
+    hf, _ = two_models
+    cast = convert_weight(hf, tmp_path / "cast", Target(dtype="bf16"))
+    assert "8 tokens: largest difference 0," in logits_line(verify(hf, cast, "--logits", "--dtype", "bf16"))
+    done = verify(hf, cast, "--logits")
+    assert (done.code, done.last[:29]) == (1, "DIFFERENT: 15 dtype, 1 logits")
+    assert 1e-4 < float(re.search(r"largest difference ([0-9.e-]+)", logits_line(done))[1]) < 1
+
+
+def test_other_settings_are_another_model(tmp_path, two_models, mindspore_cpu, verify):
+    """The tensors are equal; config.json is not."""
+    hf, cut = two_models
+    sizes = json.loads((cut / "config.json").read_text())
+    (cut / "config.json").write_text(json.dumps(sizes | {"rms_norm_eps": 0.5}))
+    done = verify(hf, cut, "--logits")
+    assert (done.code, done.last[:20]) == (1, "DIFFERENT: 1 logits;")
+    assert verify(hf, cut).code == 0
+
+
+def test_logits_that_cannot_be_computed(two_models, make_folder, config, verify):
+    hf, cut = two_models
+    assert "has no tokenizer for the prompt" in verify(hf, cut, "--logits", "1+2").last
+    less = make_folder("less", config, change=lambda arrays: arrays.pop(NORM))
+    assert logits_line(verify(hf, less, "--logits")).startswith("logits  not compared")
+    for folder in two_models:
+        (folder / "config.json").unlink()
+    assert "--logits needs the model's config.json" in verify(hf, cut, "--logits").last
