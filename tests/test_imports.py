@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "r1parallel"
 # From the bottom up. A package may import those of lower layers, and those of its own layer where LEVEL says so.
 LAYERS = (
-    {"errors", "atomic"},
+    {"errors", "atomic", "wire"},
     {"config"},
     {"parallel", "cpu_backend"},
     {"models", "checkpoint", "monitor"},

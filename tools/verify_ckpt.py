@@ -6,7 +6,7 @@ Exit code 0: equal; 1: they differ, or something is damaged; 2: they cannot be c
 import argparse
 from collections.abc import Sequence
 
-from r1parallel.checkpoint.command_line import read_layout
+from r1parallel.checkpoint.command_line import add_workers_flag, read_layout
 from r1parallel.checkpoint.dtypes import WEIGHT_DTYPES
 from r1parallel.checkpoint.findings import Finding, Report
 from r1parallel.checkpoint.source import open_source
@@ -36,36 +36,38 @@ def _parser() -> argparse.ArgumentParser:
     for side in ("a", "b"):
         text = f"how {side.upper()} is cut; default: as the strategy.ckpt in it says"
         parser.add_argument(f"--strategy_{side}", default="None", help=text)
+        text = f"where a rank folder of {side.upper()} has several files: which, as actor"
+        parser.add_argument(f"--prefix_{side}", default="", help=text)
     parser.add_argument("--dtype", choices=sorted(WEIGHT_DTYPES), help="cast A to it before comparing")
     parser.add_argument("--manifest", action="store_true", help="write a manifest beside each file of A that has none")
     parser.add_argument("--logits", nargs="?", const="", metavar="PROMPT", help="also compare what both models compute")
-    parser.add_argument(
-        "--transform_process_num", type=int, help="tensors read at a time; default: processors, up to 8"
-    )
+    add_workers_flag(parser)
     return parser
 
 
 def _check(args: argparse.Namespace) -> None:
-    if args.transform_process_num is not None and args.transform_process_num < 1:
-        raise UserError(f"--transform_process_num {args.transform_process_num}: must be at least 1")
-    for flag, given in (("--dtype", args.dtype), ("--logits", args.logits is not None)):
+    for_two = {
+        "--dtype": args.dtype,
+        "--logits": args.logits is not None,
+        "--strategy_b": args.strategy_b != "None",
+        "--prefix_b": args.prefix_b,
+    }
+    for flag, given in for_two.items():
         if given and not args.b:
-            raise UserError(f"{flag}: compares two checkpoints; give another one after {args.a}")
-    if args.strategy_b != "None" and not args.b:
-        raise UserError("--strategy_b: there is no second checkpoint")
+            raise UserError(f"{flag}: is for two checkpoints; give another one after {args.a}")
     if args.manifest and args.b:
         raise UserError(f"--manifest: is for one checkpoint at a time; leave {args.b} out")
 
 
 def _verify(args: argparse.Namespace) -> Report:
-    report = verify_manifests(args.a, read_layout(args.strategy_a), args.transform_process_num)
+    report = verify_manifests(args.a, read_layout(args.strategy_a), args.prefix_a, args.transform_process_num)
     print(report.body)
     return report
 
 
 def _compare(args: argparse.Namespace) -> Report:
-    first = open_source(args.a, read_layout(args.strategy_a))
-    second = open_source(args.b, read_layout(args.strategy_b))
+    first = open_source(args.a, read_layout(args.strategy_a), args.prefix_a)
+    second = open_source(args.b, read_layout(args.strategy_b), args.prefix_b)
     report = compare_checkpoints(first, second, args.dtype, args.transform_process_num)
     print(report.body)
     if args.logits is None:

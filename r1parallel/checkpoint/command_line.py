@@ -23,11 +23,16 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max_shard_size", type=_byte_count, default=MAX_SHARD_SIZE, help="of a full checkpoint's files; default: 5GB"
     )
-    parser.add_argument(
-        "--transform_process_num", type=_positive, help="tensors moved at a time; default: processors, up to 8"
-    )
+    add_workers_flag(parser)
     parser.add_argument(
         "--dry_run", action="store_true", help="print what would be written, and the disk space; do nothing"
+    )
+
+
+def add_workers_flag(parser: argparse.ArgumentParser) -> None:
+    """How many workers read and write."""
+    parser.add_argument(
+        "--transform_process_num", type=_positive, help="tensors moved at a time; default: processors, up to 8"
     )
 
 
@@ -109,17 +114,17 @@ def read_ranks(text: str | None, layout: Layout | None) -> list[int] | None:
 def _byte_count(text: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?B?)", text.strip().upper())
     if found is None or found[2] not in _UNITS or float(found[1]) * _UNITS[found[2]] < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; give bytes, or as 500MB or 5GB")
+        raise UserError(f"--max_shard_size {text}: is no size; give bytes, or as 500MB or 5GB")
     return int(float(found[1]) * _UNITS[found[2]])
 
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+        raise UserError(f"--transform_process_num {text}: must be a whole number, at least 1")
     return int(text)
 
 
 def _true_or_false(text: str) -> bool:
     if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"{text!r} must be True or False")
+        raise UserError(f"{text}: is neither True nor False, which --qkv_concat and --is_lora take")
     return text.lower() == "true"

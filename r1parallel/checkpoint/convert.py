@@ -81,9 +81,9 @@ def convert_weight(
     if target.layout is None:
         check_replaceable(final, overwrite)
     check_space(folder, output.nbytes)
-    is_new = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     # A folder of ranks must be new: the context refuses any other.
-    with new_folder(folder) if is_new or target.layout else replaced_checkpoint(final, list(output.files)) as temporary:
+    is_new = target.layout is not None or not folder.exists()
+    with new_folder(folder) if is_new else replaced_checkpoint(final, list(output.files)) as temporary:
         write_output(output, temporary, workers, final.name)
         if target.layout is not None:
             write_merged_strategy(target.layout, temporary / STRATEGY_FILE)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from r1parallel.checkpoint.tensor_file import rank_folders
 from r1parallel.errors import UserError
 
 
@@ -39,8 +40,26 @@ def check_new(final: Path) -> None:
     if os.path.ismount(final):  # no folder can take its place
         raise UserError(f"{final}: is where a disk is mounted; give a folder in it")
     with explained(final):
+        if final.exists() and final.samefile(Path.cwd()):  # whoever stands in it would stand in a removed one
+            raise UserError(f"{final}: is the folder that you are in; give a new one in it")
         if final.exists() and (not final.is_dir() or any(final.iterdir())):
             raise UserError(f"{final}: is there already and not empty; choose another folder or remove it")
+
+
+def check_apart(source: Path, folder: Path) -> None:
+    """Refuse to write where a source is read.
+
+    Args:
+        source: the folder of its weights, or of its ranks.
+        folder: to be written.
+
+    Raises:
+        UserError: they are the same, or the folder would be taken for a part of the source.
+    """
+    here, there = (Path(os.path.realpath(path)) for path in (folder, source))  # resolve() dies of links in a circle
+    with explained(folder):
+        if here == there or (here.is_relative_to(there) and rank_folders(there)):
+            raise UserError(f"{folder}: is in the folder that is read ({source}); choose another folder")
 
 
 def refuse_link(path: Path) -> None:
@@ -54,8 +73,12 @@ def refuse_link(path: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, wait: bool = False) -> Iterator[None]:
     """Keep other processes from writing a path, by a lock on `<path>.lock` that ends with the process.
+
+    Args:
+        path: need not be there.
+        wait: for the end of another process that has it, which must be near.
 
     Raises:
         UserError: another process has it, or the parent folder cannot be written.
@@ -65,7 +88,7 @@ def locked(path: Path) -> Iterator[None]:
     lock = _beside(path, "lock")
     with explained(path):
         lock.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = _acquire(lock)
+        descriptor = _acquire(lock, wait)
     if descriptor is None:
         raise UserError(f"{path}: another process is writing it; wait for its end, or choose another folder")
     try:
@@ -75,15 +98,16 @@ def locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _acquire(lock: Path) -> int | None:
+def _acquire(lock: Path, wait: bool) -> int | None:
     """The descriptor of the locked file; None where another process holds it."""
+    how = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
     while True:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         if os.fstat(descriptor).st_size:
             os.close(descriptor)
             raise UserError(f"{lock}: is a file with something in it, and would be the lock here; move it away")
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, how)
             if os.stat(lock).st_ino == os.fstat(descriptor).st_ino:
                 return descriptor
         except BlockingIOError:

@@ -45,9 +45,10 @@ def write_manifest(file: Path, entries: Mapping[str, TensorEntry], digests: Mapp
         name: {"dtype": entry.dtype, "shape": list(entry.shape), "hash": digests[name]}
         for name, entry in entries.items()
     }
-    content = {"size": file.stat().st_size, "algorithm": _ALGORITHM, "tensors": tensors}
+    head = json.dumps({"size": file.stat().st_size, "algorithm": _ALGORITHM})
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(tensor)}" for name, tensor in tensors.items())
     with replacing(manifest_path(file)) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(f'{head[:-1]}, "tensors": {{\n{lines}\n}}}}\n', encoding="utf-8")
 
 
 def with_digests(file: Path, entries: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:

@@ -3,16 +3,22 @@
 from collections.abc import Mapping
 
 from r1parallel.checkpoint.dtypes import CONFIG_DTYPES
-from r1parallel.checkpoint.names import family_of, group_rows, separate_tensors, translate
+from r1parallel.checkpoint.names import (
+    EMBEDDING,
+    HEAD,
+    ROTARY_BUFFER,
+    family_of,
+    group_rows,
+    separate_tensors,
+    translate,
+)
 from r1parallel.checkpoint.rows import PartRows, Rows
 from r1parallel.checkpoint.source import Source
 from r1parallel.checkpoint.windows import are_equal
 from r1parallel.config.model import ModelConfig
 from r1parallel.errors import UserError
 
-_HEAD = "lm_head.weight"
-_EMBEDDING = "model.tok_embeddings.embedding_weight"
-_ROTARY_BUFFER = "rotary_emb.inv_freq"  # old checkpoints store it; it follows from the sizes
+_FIT = "does the model configuration fit?"
 
 
 def match_model(source: Source, tensors: Mapping[str, Rows], config: ModelConfig) -> dict[str, Rows]:
@@ -32,18 +38,13 @@ def match_model(source: Source, tensors: Mapping[str, Rows], config: ModelConfig
     expected = config.parameter_shapes()
     for ours, (stored, part) in held.items():
         rows = tensors[stored]
-        if ours == _HEAD and config.tie_word_embeddings:
-            _check_tied(source, stored, held[_EMBEDDING][0], tensors)
+        if ours == HEAD and config.tie_word_embeddings:
+            _check_tied(source, stored, held[EMBEDDING][0], tensors)
             continue
         if ours not in expected:
             raise UserError(f"{source.path}: {stored} {rows.shape} is no parameter of the model; {_FIT}")
         if part is not None:
-            group = group_rows(config, stored)
-            if rows.shape[0] % sum(group):
-                raise UserError(
-                    f"{source.path}: {stored} {rows.shape} is not made of groups of {sum(group)} rows; {_FIT}"
-                )
-            rows = PartRows(rows, group, part)
+            rows = take_part(source, stored, part, rows, config)
         _check(source, stored, rows, expected[ours])
         found[ours] = rows
     for ours, shape in expected.items():
@@ -52,7 +53,16 @@ def match_model(source: Source, tensors: Mapping[str, Rows], config: ModelConfig
     return {ours: found[ours] for ours in expected}
 
 
-_FIT = "does the model configuration fit?"
+def take_part(source: Source, stored: str, index: int, rows: Rows, config: ModelConfig) -> PartRows:
+    """One of the tensors that are concatenated in a stored one, which is read through `rows`.
+
+    Raises:
+        UserError: it has another number of rows than such a tensor of this model.
+    """
+    group = group_rows(config, stored)
+    if not rows.shape or rows.shape[0] % sum(group):
+        raise UserError(f"{source.path}: {stored} {rows.shape} is not made of groups of {sum(group)} rows; {_FIT}")
+    return PartRows(rows, group, index)
 
 
 def _family(source: Source) -> str:
@@ -64,7 +74,7 @@ def _family(source: Source) -> str:
 
 def _by_our_names(source: Source, family: str) -> dict[str, tuple[str, int | None]]:
     """Our name → the stored tensor and, where it is one of several in it, which."""
-    stored = [name for name in source.shapes if not name.endswith(_ROTARY_BUFFER)]
+    stored = [name for name in source.shapes if not name.endswith(ROTARY_BUFFER)]
     try:
         if family == "ours":
             return separate_tensors(stored)

@@ -7,6 +7,8 @@ from r1parallel.config.model import ModelConfig
 from r1parallel.errors import UserError
 
 FAMILIES = ("hf", "ours", "mcore")
+EMBEDDING, HEAD = "model.tok_embeddings.embedding_weight", "lm_head.weight"
+ROTARY_BUFFER = "rotary_emb.inv_freq"  # old checkpoints store it; it follows from the sizes
 
 # One column for each of FAMILIES. The first row is the embedding, whose name tells the families apart.
 NAME_TABLE: tuple[tuple[str, str, str], ...] = (

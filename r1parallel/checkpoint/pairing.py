@@ -3,17 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from r1parallel.checkpoint.names import family_of, group_rows, separate_tensors, translate
-from r1parallel.checkpoint.rows import PartRows, Rows
+from r1parallel.checkpoint.match import take_part
+from r1parallel.checkpoint.names import EMBEDDING, HEAD, ROTARY_BUFFER, family_of, separate_tensors, translate
+from r1parallel.checkpoint.rows import Rows
 from r1parallel.checkpoint.side_files import CONFIG_FILE
 from r1parallel.checkpoint.source import Source
 from r1parallel.config.model import ModelConfig, load_model_config
 from r1parallel.errors import UserError
 
 SIDES = ("A", "B")
-_HEAD = "lm_head.weight"
-_EMBEDDING = "model.tok_embeddings.embedding_weight"
-_ROTARY_BUFFER = "rotary_emb.inv_freq"  # old checkpoints store it; it follows from the sizes
 
 
 @dataclass(frozen=True)
@@ -100,9 +98,9 @@ def pair_up(first: Source, second: Source) -> Pairing:
     missing, notes = [], []
     for side, tensors in held.items():
         for name, tensor in tensors.items():
-            if tensor.stored.endswith(_ROTARY_BUFFER):
+            if tensor.stored.endswith(ROTARY_BUFFER):
                 notes.append(f"only {side} stores {tensor.label}, which follows from the model's sizes")
-            elif side not in heads or name != _HEAD:
+            elif side not in heads or name != HEAD:
                 missing.append(f"{tensor.label} is only in {side}")
     return Pairing(pairs, heads, missing, notes)
 
@@ -153,12 +151,7 @@ def _part(source: Source, other: Source, stored: str, index: int) -> Rows:
     config = beside_config(source) or beside_config(other)
     if config is None:
         raise UserError(f"{source.path}: {stored} is several tensors in one; put the model's config.json beside it")
-    rows, group = source.tensors[stored], group_rows(config, stored)
-    if not rows.shape or rows.shape[0] % sum(group):
-        raise UserError(
-            f"{source.path}: {stored} {rows.shape} is not made of groups of {sum(group)} rows; does config.json fit?"
-        )
-    return PartRows(rows, group, index)
+    return take_part(source, stored, index, source.tensors[stored], config)
 
 
 def _lone_head(
@@ -166,11 +159,11 @@ def _lone_head(
 ) -> Pair | None:
     """The head that only one side has, with its embedding; None where it is none, or the other side needs one too."""
     other, family = "B" if side == "A" else "A", families[side]
-    if family is None or _HEAD not in held[side] or _HEAD in held[other]:
+    if family is None or HEAD not in held[side] or HEAD in held[other]:
         return None
     config = beside_config(sources[other])
     if config is not None and not config.tie_word_embeddings:
         return None
-    head, tensors = held[side][_HEAD], sources[side].tensors
-    embedding = translate(_EMBEDDING, "ours", family)
+    head, tensors = held[side][HEAD], sources[side].tensors
+    embedding = translate(EMBEDDING, "ours", family)
     return Pair(head.label, head.rows, tensors[embedding], (head.stored, embedding))

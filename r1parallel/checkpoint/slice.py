@@ -109,14 +109,14 @@ def _write_ranks(
     with explained(final):
         final.mkdir(parents=True, exist_ok=True)
     strategy = final / STRATEGY_FILE
-    if strategy.exists() and read_strategy(strategy) != layout:
+    if strategy.exists() and read_strategy(strategy) != Layout(layout.stage_size, layout.stages):
         raise UserError(f"{final}: holds ranks of another strategy; choose another folder")
     folders = [final / f"rank_{rank}" for rank in sorted(ranks)]
     with ExitStack() as stack:
         for folder in folders:
             check_new(folder)
             stack.enter_context(locked(folder))
-        whole = stack.enter_context(temporary_folder(final / f"ranks_{'_'.join(map(str, sorted(ranks)))}"))
+        whole = stack.enter_context(temporary_folder(folders[0]))  # for all of them, under the first one's lock
         write_output(output, whole, workers, final.name)
         _write_beside(source, layout, final)
         for folder in folders:

@@ -106,7 +106,8 @@ def open_rank(folder: Path, prefix: str = "") -> Checkpoint:
         found = ", ".join(file.name for file in files[:3]) or "none"
         named = f" whose name starts with {prefix}" if prefix else ""
         raise UserError(
-            f"{folder}: expected exactly one .safetensors or .ckpt file{named}, found {found}; --src_prefix chooses"
+            f"{folder}: expected exactly one .safetensors or .ckpt file{named}, found {found}; "
+            "keep one, or choose by a prefix flag"
         )
     return Checkpoint(files[0], folder.parent, *read_file(files[0]))
 
@@ -120,8 +121,8 @@ def _open_ranks(path: Path) -> Checkpoint:
         )
     if list(ranks) != [0]:
         raise UserError(
-            f"{path}: is cut into {len(ranks)} ranks, and no strategy.ckpt there says how; give --src_strategy to "
-            "tools/slice_ckpt.py"
+            f"{path}: is cut into {len(ranks)} ranks, and no strategy.ckpt there says how; give the "
+            "strategy that it was cut with"
         )
     return open_rank(ranks[0])
 

@@ -36,12 +36,15 @@ def weights_files(path: Path) -> list[Path]:
     return files
 
 
-def verify_manifests(path: str | Path, layout: Layout | None = None, workers: int | None = None) -> Report:
+def verify_manifests(
+    path: str | Path, layout: Layout | None = None, prefix: str = "", workers: int | None = None
+) -> Report:
     """Read every weights file of a checkpoint whole and compare it with its manifest; look for what is missing too.
 
     Args:
         path: a weights file, or a folder of them, whole or cut into rank_N.
         layout: how it is cut; None: as the strategy.ckpt in it says. Without one, no rank is known to be missing.
+        prefix: where a rank folder has several files, which of them the strategy is for; all are read.
         workers: how many tensors are read at a time; None: as many as there are processors, up to 8.
 
     Raises:
@@ -63,7 +66,7 @@ def verify_manifests(path: str | Path, layout: Layout | None = None, workers: in
     findings += [Finding("damaged", text) for text in damage if text is not None]
     findings += [Finding("missing", text) for text in _lost(path)]
     if not findings and path.is_dir():
-        findings += _incomplete(path, layout)
+        findings += _incomplete(path, layout, prefix)
     total = f"{len(tensors)} tensors in {len(files)} files, {tqdm.format_sizeof(nbytes, 'B')}"
     return Report((f"A  {path}: compared with its manifests",), tuple(findings), total)
 
@@ -134,13 +137,13 @@ def _has_file(manifest: Path) -> bool:
     return manifest.with_name(manifest.name.removesuffix(SUFFIX)).is_file()
 
 
-def _incomplete(path: Path, layout: Layout | None) -> list[Finding]:
+def _incomplete(path: Path, layout: Layout | None, prefix: str) -> list[Finding]:
     """What an index, a strategy or the state of a run says is there, and is not."""
     try:
         if (path / "state.json").is_file():
             load_run_state(path)
         elif layout is not None or any((path / name).is_file() for name in (INDEX_FILE, STRATEGY_FILE)):
-            open_source(path, layout)
+            open_source(path, layout, prefix)
     except UserError as error:
         return [Finding("missing", str(error))]
     return []

@@ -13,6 +13,7 @@ import runpy
 import shutil
 import signal
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -29,15 +30,15 @@ CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.trun
 
 
 def count_changes(order: dict, report: int) -> None:
-    """Number every change that this process is about to make, and be killed at the one that the order says."""
+    """Number every change that this process is about to make, and send itself a signal before one."""
     numbers = itertools.count(1)
 
     def step(event: str) -> None:
         number = next(numbers)
         os.write(report, b".")
         time.sleep(order["slow"])
-        if number == order["kill_at"]:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if number == order["signal_at"]:
+            os.kill(os.getpid(), order["signal"])
 
     def audit(event: str, args: tuple) -> None:
         if event in CHANGES or (event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)):
@@ -56,12 +57,13 @@ def count_changes(order: dict, report: int) -> None:
 def cut_short_later(file: str) -> None:
     """Shorten a file when its data is read for the first time, after its header was."""
     plain = os.preadv
-    done = []
+    size = os.stat(file).st_size
+    lock = threading.Lock()
 
     def preadv(descriptor, *args):
-        if not done and os.path.samestat(os.fstat(descriptor), os.stat(file)):
-            done.append(True)
-            os.truncate(file, os.stat(file).st_size - 300)
+        with lock:
+            if os.fstat(descriptor).st_size == size and os.path.samestat(os.fstat(descriptor), os.stat(file)):
+                os.truncate(file, size - 300)
         return plain(descriptor, *args)
 
     os.preadv = preadv

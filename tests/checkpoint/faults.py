@@ -35,9 +35,9 @@ ORDER: dict[str, Any] = {
     "commands": [],  # [tool, flags …] of each
     "window": 2**10,  # bytes that are moved at a time
     "slow": 0.0,  # seconds that every change of a file or a folder takes longer
-    "kill_at": None,  # kill -9 before this change
-    "signal_after": None,  # seconds after which `signal` is sent
     "signal": signal.SIGKILL,
+    "signal_at": None,  # before which change it comes
+    "signal_after": None,  # or after how many seconds
     "cut_short": None,  # a file that becomes shorter while its data is read
     "ignore_space": False,  # take the disk for endless before writing
     "open_files": None,  # how many files may be open

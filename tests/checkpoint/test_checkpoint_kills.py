@@ -39,7 +39,7 @@ def moments(server, command, prepare):
     spread = [1 + int((i + chance.random()) / 7 * changes) for i in range(7)]
     at_the_end = chance.sample(range(changes - 12, changes + 1), 6)  # where files and folders take their places
     times = [(i + chance.random()) / 7 * seconds for i in range(7)]
-    return [{"kill_at": number} for number in spread + at_the_end] + [{"signal_after": time} for time in times]
+    return [{"signal_at": number} for number in spread + at_the_end] + [{"signal_after": time} for time in times]
 
 
 def check_kills(server, command, parent, prepare, recover):
@@ -144,9 +144,11 @@ def test_killed_while_it_adds_ranks_to_a_folder(server, made, tmp_path, ranks):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
 @pytest.mark.parametrize("case", NEW)
 def test_stopped_by_the_user(server, made, tmp_path, case, number, code):
-    command = NEW[case][0](made)(tmp_path / "new")
-    for after in (0.02, 0.05, 0.08):
-        result = server.run(command, slow=0.002, signal_after=after, signal=number)
+    command, target = NEW[case][0](made)(tmp_path / "new"), tmp_path / "new"
+    changes = server.succeed(command)["changes"]
+    for part in (0.2, 0.5, 0.8):
+        shutil.rmtree(target, ignore_errors=True)
+        result = server.run(command, slow=SLOW, signal=number, signal_at=int(part * changes))
         assert result["code"] == code
         assert result["text"] == ("error: interrupted\n" if code == 130 else "")
         assert names(tmp_path) == ([] if code == 130 else ["new.lock", "new.tmp"])

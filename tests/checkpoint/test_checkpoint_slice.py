@@ -117,7 +117,7 @@ def test_wrong_strategies_are_refused(tmp_path, make_folder, config, tied_config
     with pytest.raises(UserError, match=r"missing: no such folder"):
         merge_checkpoint(tmp_path / "missing", tmp_path / "x", ModelLayout(config, Mesh()))
     (tmp_path / "cut" / STRATEGY_FILE).unlink()
-    with pytest.raises(UserError, match=r"no strategy.ckpt there says how; give --src_strategy"):
+    with pytest.raises(UserError, match=r"no strategy.ckpt there says how; give the strategy"):
         slice_checkpoint(tmp_path / "cut", tmp_path / "x", ModelLayout(config, Mesh()))
     with pytest.raises(UserError, match="not empty"):
         slice_checkpoint(full, tmp_path / "cut", ModelLayout(config, Mesh()))

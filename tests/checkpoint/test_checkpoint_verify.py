@@ -2,32 +2,23 @@
 
 import json
 import re
-from concurrent.futures import CancelledError
-from threading import Event
-from types import SimpleNamespace
+from functools import partial
 
 import numpy as np
 import pytest
+from verifying import drop_manifests, flip, run_verify
 
 from r1parallel.checkpoint.convert import Target, convert_weight
 from r1parallel.checkpoint.dtypes import dtype_name
 from r1parallel.checkpoint.findings import LISTED
-from r1parallel.checkpoint.hashing import work_through
-from r1parallel.checkpoint.manifest import manifest_path
 from r1parallel.checkpoint.names import from_hf
-from r1parallel.checkpoint.run_state import save_run_state
-from r1parallel.checkpoint.shards import Shards
-from r1parallel.checkpoint.slice import reshard_checkpoint, slice_checkpoint
+from r1parallel.checkpoint.slice import slice_checkpoint
 from r1parallel.checkpoint.source import STRATEGY_FILE, open_source
 from r1parallel.checkpoint.tensor_writer import write_checkpoint
 from r1parallel.checkpoint.verify import compare_checkpoints
 from r1parallel.config.model import ModelConfig
-from r1parallel.data.arithmetic import write_character_tokenizer
-from r1parallel.errors import UserError
 from r1parallel.parallel.layout import ModelLayout
 from r1parallel.parallel.mesh import Mesh
-from r1parallel.parallel.strategy import write_merged_strategy
-from r1parallel.parallel.world import World
 
 HF_EMBEDDING = "model.embed_tokens.weight"
 EMBEDDING = "model.tok_embeddings.embedding_weight"
@@ -36,38 +27,8 @@ TENSORS = 27  # of the configurations in conftest, the head included
 
 
 @pytest.fixture
-def verify(tool, capsys):
-    """verify(A, B, flag, …) → exit code, lines, the last one."""
-    main = tool("verify_ckpt")
-
-    def call(*arguments):
-        capsys.readouterr()
-        code = 0
-        try:
-            main([str(argument) for argument in arguments])
-        except SystemExit as leaving:
-            code = leaving.code
-        except UserError as error:
-            assert "\n" not in str(error)
-            return SimpleNamespace(code=2, lines=[str(error)], last=str(error))
-        lines = capsys.readouterr().out.splitlines()
-        return SimpleNamespace(code=code, lines=lines, last=lines[-1])
-
-    return call
-
-
-def flip(file, name):
-    """Turn one bit of a tensor's last element; the manifest stays."""
-    entry = next(iter(open_source(file).tensors[name].pieces.values()))[0]
-    offset = entry.extents[-1][0] + entry.extents[-1][1] - 1
-    content = bytearray(file.read_bytes())
-    content[offset] ^= 1
-    file.write_bytes(content)
-
-
-def drop_manifests(folder):
-    for file in folder.rglob("*.manifest.json"):
-        file.unlink()
+def verify(capsys):
+    return partial(run_verify, capsys)
 
 
 def test_equal_in_every_form(tmp_path, make_folder, config, verify):
@@ -286,170 +247,3 @@ def test_one_tensor_twice_is_refused(make_folder, config, verify):
 def convert_folder(folder):
     """The same in mcore's names, which share none with the others."""
     return convert_weight(folder, folder.with_name("mcore"), Target("mcore"))
-
-
-def test_manifests_are_written_once(tmp_path, make_folder, config, verify):
-    folder = make_folder("hf", config, max_shard_size=700)
-    files = sorted(folder.glob("*.safetensors"))
-    written = {file: manifest_path(file).read_text() for file in files}
-    drop_manifests(folder)
-    alone = verify(folder)
-    assert alone.code == 2
-    assert re.search(r"has no manifest \(nor have \d+ more\); .* tools/verify_ckpt.py .*hf --manifest", alone.last)
-    manifest_path(files[0]).write_text(written[files[0]])
-    done = verify(folder, "--manifest", "--transform_process_num", 1)
-    assert (done.code, done.last) == (0, f"wrote {len(files) - 1} manifests in {folder}, left 1 as they were")
-    assert {file: json.loads(manifest_path(file).read_text()) for file in files} == {
-        file: json.loads(text) for file, text in written.items()
-    }
-    assert verify(folder).last.startswith(f"equal: {TENSORS} tensors in {len(files)} files")
-    again = verify(folder, "--manifest")
-    assert (again.code, "every weights file has a manifest" in again.last) == (2, True)
-
-
-def test_a_checkpoint_alone_that_is_not_whole(tmp_path, make_folder, config, verify):
-    folder = make_folder("hf", config, max_shard_size=700)
-    files = sorted(folder.glob("*.safetensors"))
-    files[1].unlink()
-    done = verify(folder)
-    assert (done.code, f"missing {files[1].name} is gone" in done.lines[1]) == (1, True)
-    manifest_path(files[1]).unlink()
-    done = verify(folder)
-    assert (done.code, f"names {files[1].name}, which is missing" in done.lines[1]) == (1, True)
-    files[0].write_bytes(files[0].read_bytes()[:-1])
-    done = verify(folder)
-    assert (done.code, done.last[:21]) == (1, "DIFFERENT: 1 damaged;")
-
-
-@pytest.mark.parametrize("kind", ["safetensors", "ckpt"])
-def test_a_sliced_checkpoint_alone(tmp_path, make_folder, config, verify, kind):
-    layout = ModelLayout(config, Mesh(tp=2, pp=2))
-    cut = tmp_path / "cut"
-    reshard_checkpoint(make_folder("full", config, hf=False), cut, None, layout, kind=kind)
-    assert verify(cut).code == 0
-    assert verify(cut / "rank_3" / f"checkpoint_3.{kind}").code == 0
-    write_merged_strategy(ModelLayout(config, Mesh(tp=2, pp=2, dp=2)), tmp_path / "s.ckpt")
-    done = verify(cut, "--strategy_a", tmp_path / "s.ckpt")
-    assert (done.code, "ranks 0 to 7" in done.lines[1]) == (1, True)
-    flip(cut / "rank_0" / f"checkpoint_0.{kind}", EMBEDDING)
-    assert verify(cut).code == 1
-
-
-def test_a_step_of_a_run_alone(tmp_path, config, verify):
-    """All groups of all ranks; what state.json lists must be there."""
-    values = {name: np.ones(shape, np.float32) for name, shape in config.parameter_shapes().items()}
-    layout = ModelLayout(config, Mesh())
-    groups = {
-        "actor": Shards(layout, values),
-        "optimizer": Shards(layout, {f"adam_m.{n}": v for n, v in values.items()}),
-    }
-    step = save_run_state(tmp_path, 1, groups, {}, 1, World())
-    assert verify(step).last.startswith(f"equal: {2 * TENSORS} tensors in 2 files")
-    flip(step / "rank_0" / "optimizer.safetensors", f"adam_m.{EMBEDDING}")
-    assert verify(step).last.startswith("DIFFERENT: 1 damaged;")
-    for file in (step / "rank_0").glob("optimizer.*"):
-        file.unlink()
-    done = verify(step)
-    assert (done.code, "rank_0/optimizer.safetensors is missing" in done.lines[1]) == (1, True)
-
-
-def test_work_ends_when_its_results_are_not_wanted():
-    """As when a user presses Ctrl-C."""
-    started, seen = Event(), []
-
-    def work(item, progress):
-        if item == 0:
-            return item
-        started.set()
-        with pytest.raises(CancelledError):
-            while True:
-                progress(1)
-        seen.append(item)
-
-    results = work_through(work, range(100), 0, 2, "work")
-    assert next(results) == 0
-    started.wait()
-    results.close()
-    assert 1 <= len(seen) <= 3
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["A", "B", "--manifest"], "--manifest: is for one checkpoint"),
-        (["A", "--dtype", "bf16"], "--dtype: compares two checkpoints"),
-        (["A", "--logits"], "--logits: compares two checkpoints"),
-        (["A", "--strategy_b", "s"], "--strategy_b: there is no second"),
-        (["A", "--transform_process_num", "0"], "must be at least 1"),
-        (["nowhere"], "nowhere: holds no .safetensors"),
-        (["nowhere", "nowhere"], "nowhere: no such checkpoint"),
-    ],
-)
-def test_mistakes_are_one_line(verify, arguments, message):
-    done = verify(*arguments)
-    assert (done.code, message in done.last) == (2, True), done.last
-
-
-def test_a_folder_that_cannot_be_written(make_folder, config, verify, monkeypatch):
-    folder = make_folder("hf", config)
-    drop_manifests(folder)
-
-    def refuse(*_):
-        raise PermissionError(13, "Permission denied", str(folder))
-
-    monkeypatch.setattr("r1parallel.checkpoint.manifest.replacing", refuse)
-    assert "cannot be written: Permission denied" in verify(folder, "--manifest").last
-
-
-@pytest.fixture
-def two_models(tmp_path, make_folder):
-    """A Hugging Face folder, fp32, and the same model cut for two ranks; neither has a tokenizer."""
-    config = ModelConfig(48, 8, 12, 1, 4, 2, max_position_embeddings=8)
-    hf = make_folder("hf", config)
-    (hf / "tokenizer.json").unlink()
-    convert_weight(hf, tmp_path / "cut", Target(layout=ModelLayout(config, Mesh(tp=2))))
-    return hf, tmp_path / "cut"
-
-
-def logits_line(done):
-    return next(line for line in done.lines if line.startswith("logits"))
-
-
-def test_equal_models_have_equal_logits(two_models, mindspore_cpu, verify):
-    hf, cut = two_models
-    write_character_tokenizer(hf)
-    done = verify(hf, cut, "--logits")
-    assert (done.code, done.last[:17]) == (0, "equal: 15 tensors")
-    assert logits_line(done) == "logits  5 tokens: largest difference 0, highest logit at the same id in 5 of 5"
-    assert logits_line(verify(hf, cut, "--logits", "1+2")).startswith("logits  3 tokens: largest difference 0,")
-    assert "9 tokens are more than its 8 positions" in verify(hf, cut, "--logits", "1+2+3+4+5").last
-
-
-def test_rounded_weights_have_logits_of_their_own(tmp_path, two_models, mindspore_cpu, verify):
-    """A sees the same rounding only where --dtype says so."""
-    hf, _ = two_models
-    cast = convert_weight(hf, tmp_path / "cast", Target(dtype="bf16"))
-    assert "8 tokens: largest difference 0," in logits_line(verify(hf, cast, "--logits", "--dtype", "bf16"))
-    done = verify(hf, cast, "--logits")
-    assert (done.code, done.last[:29]) == (1, "DIFFERENT: 15 dtype, 1 logits")
-    assert 1e-4 < float(re.search(r"largest difference ([0-9.e-]+)", logits_line(done))[1]) < 1
-
-
-def test_other_settings_are_another_model(tmp_path, two_models, mindspore_cpu, verify):
-    """The tensors are equal; config.json is not."""
-    hf, cut = two_models
-    sizes = json.loads((cut / "config.json").read_text())
-    (cut / "config.json").write_text(json.dumps(sizes | {"rms_norm_eps": 0.5}))
-    done = verify(hf, cut, "--logits")
-    assert (done.code, done.last[:20]) == (1, "DIFFERENT: 1 logits;")
-    assert verify(hf, cut).code == 0
-
-
-def test_logits_that_cannot_be_computed(two_models, make_folder, config, verify):
-    hf, cut = two_models
-    assert "has no tokenizer for the prompt" in verify(hf, cut, "--logits", "1+2").last
-    less = make_folder("less", config, change=lambda arrays: arrays.pop(NORM))
-    assert logits_line(verify(hf, less, "--logits")).startswith("logits  not compared")
-    for folder in two_models:
-        (folder / "config.json").unlink()
-    assert "--logits needs the model's config.json" in verify(hf, cut, "--logits").last

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from r1parallel.checkpoint.convert import Target, convert_weight
 from r1parallel.checkpoint.names import concatenated_tensors, group_rows, to_hf, translate
 from r1parallel.config.model import ModelConfig, load_model_config
 
@@ -143,6 +144,15 @@ def test_their_loader_converts_alike(theirs, model):
     assert_same_bits(load_file(theirs.models / model / "plain" / "model.safetensors"), values)
     converted = load_file(theirs.models / model / "concatenated" / "model.safetensors")
     assert_same_bits(converted, concatenate(MODELS[model], values))
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("kind", ["plain", "concatenated"])
+def test_our_converter_writes_what_theirs_does(theirs, tmp_path, model, kind):
+    folder = theirs.models / model
+    convert_weight(folder / "hf", tmp_path / "ours", Target(concatenate=kind == "concatenated"))
+    ours, expected = (load_file(path / "model.safetensors") for path in (tmp_path / "ours", folder / kind))
+    assert_same_bits(ours, expected)
 
 
 def test_their_model_computes_the_same_with_concatenated_tensors(theirs):
