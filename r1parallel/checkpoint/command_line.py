@@ -103,10 +103,13 @@ def read_ranks(text: str | None, layout: Layout | None) -> list[int] | None:
     if layout is None:
         raise UserError("--rank_id: a full checkpoint has no ranks; give --dst_strategy")
     ranks: set[int] = set()
+    last = layout.world_size - 1
     for item in text.split(","):
         found = re.fullmatch(r"(\d{1,7})(?:-(\d{1,7}))?", item.strip())
         if found is None or int(found[2] or found[1]) < int(found[1]):
             raise UserError(f"--rank_id {text}: give ranks as 3 or 0,2 or 8-15")
+        if int(found[2] or found[1]) > last:
+            raise UserError(f"--rank_id {text}: --dst_strategy is for ranks 0 to {last}")
         ranks.update(range(int(found[1]), int(found[2] or found[1]) + 1))
     return sorted(ranks)
 

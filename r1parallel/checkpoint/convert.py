@@ -5,16 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from r1parallel.checkpoint.dtypes import WEIGHT_DTYPES
-from r1parallel.checkpoint.folders import check_space, new_folder
+from r1parallel.checkpoint.folders import check_apart, check_space, new_folder
 from r1parallel.checkpoint.match import match_model
 from r1parallel.checkpoint.names import concatenated_tensors, group_rows, translate
 from r1parallel.checkpoint.output import MAX_SHARD_SIZE, Output, plan_full, plan_ranks, write_output
 from r1parallel.checkpoint.placement import check_all_placed
-from r1parallel.checkpoint.replace import check_replaceable, replaced_checkpoint
+from r1parallel.checkpoint.replace import check_replaceable, is_file_name, replaced_checkpoint
 from r1parallel.checkpoint.rows import InterleavedRows, Rows, cast_rows
 from r1parallel.checkpoint.side_files import copy_side_files, read_config, write_config
 from r1parallel.checkpoint.source import STRATEGY_FILE, Source, open_source
-from r1parallel.checkpoint.tensor_file import FORMATS
 from r1parallel.checkpoint.workers import default_workers
 from r1parallel.config.model import ModelConfig, load_model_config
 from r1parallel.errors import UserError
@@ -76,8 +75,7 @@ def convert_weight(
     source, output = plan_conversion(input_path, final, target, config_path)
     folder = final.parent if is_file_name(final) else final
     config = read_config(Path(config_path or source.folder))
-    if folder.resolve() == source.folder.resolve():
-        raise UserError(f"{folder}: output and input are the same folder; choose another --output_path")
+    check_apart(source.folder, folder)
     if target.layout is None:
         check_replaceable(final, overwrite)
     check_space(folder, output.nbytes)
@@ -111,11 +109,6 @@ def plan_conversion(
     check_all_placed(source.path, {name: rows.shape for name, rows in tensors.items()}, target.layout)
     ranks = range(target.layout.world_size)
     return source, plan_ranks(tensors, target.layout, ranks, metadata, target.kind, target.prefix)
-
-
-def is_file_name(path: Path) -> bool:
-    """Whether a path is meant to be one weights file."""
-    return path.suffix.removeprefix(".") in FORMATS and not path.is_dir()
 
 
 def _named(path: Path, found: Mapping[str, Rows], config: ModelConfig, target: Target) -> dict[str, Rows]:

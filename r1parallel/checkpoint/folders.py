@@ -59,7 +59,7 @@ def check_apart(source: Path, folder: Path) -> None:
     here, there = (Path(os.path.realpath(path)) for path in (folder, source))  # resolve() dies of links in a circle
     with explained(folder):
         if here == there or (here.is_relative_to(there) and rank_folders(there)):
-            raise UserError(f"{folder}: is in the folder that is read ({source}); choose another folder")
+            raise UserError(f"{folder}: is the same folder as what is read ({source}), or in it; choose another")
 
 
 def refuse_link(path: Path) -> None:

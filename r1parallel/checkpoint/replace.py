@@ -9,7 +9,7 @@ from r1parallel.checkpoint.folders import explained, flush, locked, refuse_link,
 from r1parallel.checkpoint.manifest import SUFFIX, manifest_path
 from r1parallel.checkpoint.side_files import CONFIG_FILE
 from r1parallel.checkpoint.source import STRATEGY_FILE
-from r1parallel.checkpoint.tensor_file import FORMATS, INDEX_FILE, NAME_MAP_FILE, rank_folders
+from r1parallel.checkpoint.tensor_file import FORMATS, INDEX_FILE, NAME_MAP_FILE, SINGLE_FILES, rank_folders
 from r1parallel.config.model import load_model_config
 from r1parallel.errors import UserError
 
@@ -24,7 +24,7 @@ def check_replaceable(final: Path, overwrite: bool) -> None:
     Raises:
         UserError: something is there that would be lost or mixed up.
     """
-    is_file = final.suffix.removeprefix(".") in FORMATS and not final.is_dir()
+    is_file = is_file_name(final)
     folder = final.parent if is_file else final
     refuse_link(final)
     refuse_link(folder)
@@ -36,9 +36,18 @@ def check_replaceable(final: Path, overwrite: bool) -> None:
     for file in older:
         if file.is_dir():
             raise UserError(f"{file}: is a folder, where a file goes; move it away, or choose another --output_path")
+    if is_file and final.name in SINGLE_FILES.values():
+        for other in (INDEX_FILE, *SINGLE_FILES.values()):
+            if other != final.name and (folder / other).exists():
+                raise UserError(f"{folder}: holds {other}, beside which {final.name} cannot be; give another name")
     present = [file for file in older if file.exists()]
     if present and not overwrite:
         raise UserError(f"{present[0]}: exists; choose another --output_path or give --overwrite")
+
+
+def is_file_name(path: Path) -> bool:
+    """Whether a path is meant to be one weights file, and not a folder."""
+    return path.suffix.removeprefix(".") in FORMATS and not path.is_dir()
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -61,7 +70,7 @@ def replaced_checkpoint(final: Path, files: Sequence[Path]) -> Iterator[Path]:
     Raises:
         UserError: the folder cannot be written, or another process is writing it.
     """
-    is_file = list(files) == [Path(final.name)]
+    is_file = is_file_name(final)
     folder = final.parent if is_file else final
     inside = folder / "model"  # in the folder: only there it is sure that files can take their places by a rename
     with locked(inside), temporary_folder(inside) as temporary:

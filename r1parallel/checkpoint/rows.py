@@ -190,22 +190,25 @@ class InterleavedRows:
 
     @property
     def row_step(self) -> int:
-        return sum(self.group)
+        return 1 if all(part.row_step == 1 for part in self.parts) else sum(self.group)
 
     @property
     def row_bytes(self) -> int:
         return 2 * max(part.row_bytes for part in self.parts)
 
     def read(self, region: Slices, out: np.ndarray, streams: Streams) -> None:
-        first, last, skip = _groups(region[0], self.row_step)
-        block = np.empty((last - first, self.row_step, *out.shape[1:]), out.dtype)
+        """Fill `out`. The rows that a window has of one part follow each other in that part."""
+        group, within = np.divmod(np.arange(region[0].start, region[0].stop), sum(self.group))
         offset = 0
         for part, rows in zip(self.parts, self.group, strict=True):
-            piece = np.empty(((last - first) * rows, *out.shape[1:]), out.dtype)
-            part.read((slice(first * rows, last * rows), *region[1:]), piece, streams)
-            block[:, offset : offset + rows] = piece.reshape(last - first, rows, *out.shape[1:])
+            chosen = (offset <= within) & (within < offset + rows)
             offset += rows
-        out[...] = block.reshape(-1, *out.shape[1:])[skip : skip + len(out)]
+            if chosen.any():
+                first = int(group[chosen][0] * rows + within[chosen][0] - (offset - rows))
+                count = int(chosen.sum())
+                piece = np.empty((count, *out.shape[1:]), out.dtype)
+                part.read((slice(first, first + count), *region[1:]), piece, streams)
+                out[chosen] = piece
 
 
 @dataclass(frozen=True)

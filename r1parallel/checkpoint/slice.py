@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from r1parallel.checkpoint.folders import (
+    check_apart,
     check_new,
     check_space,
     explained,
@@ -92,6 +93,7 @@ def reshard_checkpoint(
     """
     final, workers = Path(dst_dir), workers or default_workers()
     source, output = plan_reshard(src, src_layout, dst_layout, prefix, kind, ranks, max_shard_size, src_prefix)
+    check_apart(source.folder, final)
     check_space(final, output.nbytes)
     if ranks is None or dst_layout is None:
         with new_folder(final) as folder:

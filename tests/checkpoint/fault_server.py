@@ -4,7 +4,6 @@ A process of its own, which has imported everything and has no threads, so that 
 order is a line of JSON and is answered by one: see `Order` in faults.py. A child has a process group of its own.
 """
 
-import builtins
 import itertools
 import json
 import os
@@ -25,7 +24,7 @@ TOOLS = {
     name: runpy.run_path(str(Path(__file__).parents[2] / "tools" / f"{name}.py"))["main"]
     for name in ("slice_ckpt", "convert_weight")
 }
-# What changes a folder or a file; each is a moment to be killed at. Numbers are the flags of os.open.
+# What changes a folder or a file, besides opening one to write and writing; each is a moment to be killed at.
 CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.truncate", "shutil.rmtree", "fcntl.flock"}
 
 
@@ -86,7 +85,7 @@ def hinder(order: dict, report: int) -> None:
 
 
 def run_child(order: dict, command: list[str], gate: int, report: int, output: int) -> None:
-    code = 1
+    code: int | str | None = 1
     try:
         for stream in (1, 2):
             os.dup2(output, stream)
@@ -98,11 +97,11 @@ def run_child(order: dict, command: list[str], gate: int, report: int, output: i
     except SystemExit as error:
         code = error.code
     except BaseException:
-        builtins.print(traceback.format_exc(), file=sys.stderr)
+        traceback.print_exc()
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(code)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
 
 
 def start(order: dict, command: list[str], gates: tuple[int, int]) -> dict:
@@ -132,7 +131,7 @@ def finish(child: dict, order: dict, began: float) -> dict:
         if passed > order["limit"]:
             os.killpg(child["pid"], signal.SIGKILL)
             os.waitpid(child["pid"], 0)
-            raise SystemExit(f"took more than {order['limit']} s: {order['commands']}")
+            return {"code": None, "text": f"took more than {order['limit']} s", "seconds": passed, "changes": 0}
         time.sleep(0.0005)
     seconds = time.monotonic() - began
     changes = b""

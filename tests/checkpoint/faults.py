@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from r1parallel.checkpoint.names import translate
+from r1parallel.checkpoint.slice import reshard_checkpoint
 from r1parallel.checkpoint.source import open_source
 from r1parallel.checkpoint.tensor_writer import write_checkpoint
 from r1parallel.checkpoint.windows import read_rows
@@ -134,6 +135,20 @@ def convert(made: Path, *flags: object, source: str = "hf") -> Callable[[Path], 
     return lambda target: ["convert_weight", "--input_path", made / source, "--output_path", target, *flags]
 
 
+def refused(room: Path, call: Callable[[], object]) -> str:
+    """The line that a call is refused with, after which nothing is in the room."""
+    with pytest.raises(UserError) as caught:
+        call()
+    assert len(str(caught.value).splitlines()) == 1
+    assert names(room) == []
+    return str(caught.value)
+
+
+def rewrite(path: Path, room: Path) -> None:
+    """Read all of a checkpoint and write it otherwise: what is cut is put together, what is not is cut."""
+    reshard_checkpoint(path, room / "new", None, None if (path / "strategy.ckpt").exists() else FOUR)
+
+
 def values(path: Path, layout: Layout | None = None) -> Values:
     """Every tensor of a checkpoint; manifests and copies are compared."""
     return {name: read_rows(rows).tobytes() for name, rows in open_source(path, layout).tensors.items()}
@@ -156,9 +171,9 @@ def contents(folder: Path) -> dict[str, object]:
     return {name: about[-1] for name, about in picture(folder).items()}
 
 
-def picture(folder: Path) -> dict[str, object]:
+def picture(folder: Path) -> dict[str, tuple]:
     """The same with modes, sizes and times, to see whether anything was touched."""
-    result: dict[str, object] = {}
+    result: dict[str, tuple] = {}
     for path in [folder, *sorted(folder.rglob("*"))]:
         about = path.lstat()
         content: object = None

@@ -141,7 +141,7 @@ def test_wrong_tensors_are_named(tmp_path, make_folder, config, change, message)
 
 def test_other_refusals(tmp_path, make_folder, config):
     source = make_folder("hf", config)
-    with pytest.raises(UserError, match="same folder"):
+    with pytest.raises(UserError, match="is the same folder as what is read"):
         convert_weight(source, source, overwrite=True)
     with pytest.raises(UserError, match="is a file"):
         convert_weight(source, source / "tokenizer.json")

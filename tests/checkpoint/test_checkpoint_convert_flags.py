@@ -219,8 +219,8 @@ def test_contradictions(tmp_path, capsys, convert, source, config, tied_config):
             "--dst_strategy",
             tmp_path / "s.ckpt",
         ): "ranks cannot go into",
-        (*both[:2], "--output_path", source): "output and input are the same folder",
-        (*both[:2], "--output_path", source / "other.ckpt"): "output and input are the same folder",
+        (*both[:2], "--output_path", source): "is the same folder as what is read",
+        (*both[:2], "--output_path", source / "other.ckpt"): "is the same folder as what is read",
         ("--input_path", tmp_path / "none", *both[2:]): "none: no such checkpoint",
         (*both, "--config_path", tmp_path / "none.json"): "none.json: no such model configuration",
     }

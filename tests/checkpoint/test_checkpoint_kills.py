@@ -113,6 +113,8 @@ def test_killed_while_it_replaces_a_checkpoint(server, made, tmp_path, old, flag
 
     command = convert(made, "--overwrite", *flags)(target)
     check_kills(server, command, target.parent, prepare, recover)
+    server.succeed(convert(made, *flags)(tmp_path / "fresh"))
+    assert contents(target) == contents(tmp_path / "fresh")
     assert picture(made) == before
 
 
