@@ -2,8 +2,8 @@
 
 A bf16 checkpoint of random bits is cut for 8 ranks (tp4·pp2) and put together again. Every command runs in a fresh
 process, in turn with `cp` of the same bytes; what the previous one wrote is flushed and removed before. The peer is
-MindSpore's transform_checkpoints on .ckpt. Then Qwen2.5-72B, as files without content, is planned for 1024 ranks. Prints
-all numbers as JSON, and a table.
+MindSpore's transform_checkpoints on .ckpt. Then Qwen2.5-72B, as files without content, is planned for 1024 ranks.
+Prints all numbers as JSON, and a table.
 """
 
 import argparse

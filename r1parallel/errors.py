@@ -9,11 +9,16 @@ class UserError(Exception):
 
 
 def run_command(main: Callable[[Sequence[str]], None]) -> None:
-    """Run a command line's `main(argv)` and end the process: 0 when it returns, 2 on a `UserError`."""
+    """Run a command line's `main(argv)` and end the process: 0 when it returns, 2 on a mistake of the user's."""
     try:
         main(sys.argv[1:])
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    except OSError as error:  # a file or folder that this user may not enter, for example
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr, flush=True)

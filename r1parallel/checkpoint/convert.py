@@ -82,6 +82,8 @@ def convert_weight(
     # A folder of ranks must be new: the context refuses any other.
     is_new = target.layout is not None or not folder.exists()
     with new_folder(folder) if is_new else replaced_checkpoint(final, list(output.files)) as temporary:
+        if not is_new:
+            check_replaceable(final, overwrite)  # again, now that nobody else writes there
         write_output(output, temporary, workers, final.name)
         if target.layout is not None:
             write_merged_strategy(target.layout, temporary / STRATEGY_FILE)

@@ -136,6 +136,7 @@ def _run_job(job: Job, advance: Progress, stop: Event) -> list[str]:
                 for file, extents in part.places:
                     _write_part(file, extents, begin, as_bytes(piece))
                     advance(piece.nbytes)
+        streams.read_rest()
     return [digest.hexdigest() for digest in hashes]
 
 

@@ -10,12 +10,14 @@ from pathlib import Path
 from r1parallel.checkpoint.tensor_file import rank_folders
 from r1parallel.errors import UserError
 
+_LOCK, _TEMPORARY = "r1parallel.lock", "r1parallel.tmp"  # ends of names that nobody else gives to files of his own
+
 
 @contextmanager
 def new_folder(final: Path) -> Iterator[Path]:
     """A temporary folder that becomes `final` when the block ends well, and goes when it does not.
 
-    It is called `<final>.tmp`. What a killed process left there is removed first.
+    It is called `<final>.r1parallel.tmp`. What a killed process left there is removed first.
 
     Raises:
         UserError: `final` is there and not empty, is a link, cannot be written, or is being written by another process.
@@ -74,7 +76,7 @@ def refuse_link(path: Path) -> None:
 
 @contextmanager
 def locked(path: Path, wait: bool = False) -> Iterator[None]:
-    """Keep other processes from writing a path, by a lock on `<path>.lock` that ends with the process.
+    """Keep other processes from writing a path, by a lock on `<path>.r1parallel.lock` that ends with the process.
 
     Args:
         path: need not be there.
@@ -85,7 +87,7 @@ def locked(path: Path, wait: bool = False) -> Iterator[None]:
     """
     if path.absolute().name in ("", ".."):
         raise UserError(f"{path}: has no name; give the folder by its name")
-    lock = _beside(path, "lock")
+    lock = _beside(path, _LOCK)
     with explained(path):
         lock.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _acquire(lock, wait)
@@ -120,8 +122,8 @@ def _acquire(lock: Path, wait: bool) -> int | None:
 
 @contextmanager
 def temporary_folder(final: Path) -> Iterator[Path]:
-    """A new folder `<final>.tmp`, which is removed at the end if it is still there. Its path must be locked."""
-    temporary = _beside(final, "tmp")
+    """A new folder `<final>.r1parallel.tmp`, removed at the end if it is still there. Its path must be locked."""
+    temporary = _beside(final, _TEMPORARY)
     with explained(temporary):
         if temporary.is_symlink():
             temporary.unlink()

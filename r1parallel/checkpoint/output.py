@@ -11,7 +11,7 @@ from tqdm import tqdm
 from r1parallel.atomic import replacing
 from r1parallel.checkpoint.copy_engine import Job, Part, create_file, flush_files, run_jobs
 from r1parallel.checkpoint.dtypes import DTYPES
-from r1parallel.checkpoint.manifest import write_manifest
+from r1parallel.checkpoint.manifest import manifest_path, write_manifest
 from r1parallel.checkpoint.placement import cut_tensor, stage_tensors
 from r1parallel.checkpoint.rows import Rows, size_of, whole
 from r1parallel.checkpoint.tensor_entry import FilePlan
@@ -122,14 +122,15 @@ def write_output(output: Output, folder: Path, workers: int, title: str | None =
     hidden = True if title is None else None  # None: hidden where there is no terminal
     with tqdm(total=total, unit="B", unit_scale=True, desc=title, disable=hidden) as bar:
         digests = run_jobs(jobs, workers, bar.update)
-    if durable:
-        flush_files([folder / file for file in output.files], workers)
     for file, headers in output.headers.items():
         entries = read_file(folder / file)[0]
         meant = {name: (shape, dtype) for name, shape, dtype in headers}
         if {name: (entry.shape, entry.dtype) for name, entry in entries.items()} != meant:
             raise UserError(f"{folder / file}: is not what was written there; is another process writing it?")
         write_manifest(folder / file, entries, digests.get(folder / file, {}))
+    if durable:
+        written = [folder / file for file in output.files]
+        flush_files([*written, *map(manifest_path, written)], workers)
     for name, text in output.indexes.items():
         with replacing(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")

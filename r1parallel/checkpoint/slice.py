@@ -1,14 +1,13 @@
 """Cutting a checkpoint into the parts of each rank, putting them together, going from one cut to another."""
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from r1parallel.checkpoint.folders import (
     check_apart,
     check_new,
     check_space,
-    explained,
     locked,
     new_folder,
     refuse_link,
@@ -18,6 +17,7 @@ from r1parallel.checkpoint.output import MAX_SHARD_SIZE, Output, plan_full, plan
 from r1parallel.checkpoint.placement import check_all_placed
 from r1parallel.checkpoint.side_files import copy_side_files
 from r1parallel.checkpoint.source import STRATEGY_FILE, Source, open_source
+from r1parallel.checkpoint.tensor_file import rank_folders
 from r1parallel.checkpoint.workers import default_workers
 from r1parallel.errors import UserError
 from r1parallel.parallel.strategy import read_strategy, write_merged_strategy
@@ -108,27 +108,37 @@ def _write_ranks(
 ) -> None:
     """Write rank folders into a folder that other ranks may be in already, or are being written into."""
     refuse_link(final)
-    with explained(final):
-        final.mkdir(parents=True, exist_ok=True)
-    strategy = final / STRATEGY_FILE
-    if strategy.exists() and read_strategy(strategy) != Layout(layout.stage_size, layout.stages):
-        raise UserError(f"{final}: holds ranks of another strategy; choose another folder")
     folders = [final / f"rank_{rank}" for rank in sorted(ranks)]
     with ExitStack() as stack:
         for folder in folders:
-            check_new(folder)
             stack.enter_context(locked(folder))
-        whole = stack.enter_context(temporary_folder(folders[0]))  # for all of them, under the first one's lock
+        # It has the name of the rank that takes its place last: whoever writes that one after a kill removes it.
+        whole = stack.enter_context(temporary_folder(folders[-1]))
+        with _joining(final, folders, layout):
+            pass  # refused before anything is written
         write_output(output, whole, workers, final.name)
-        _write_beside(source, layout, final)
-        for folder in folders:
-            check_new(folder)
-            with explained(folder):
+        _write_beside(source, layout, whole)
+        with _joining(final, folders, layout):
+            for file in [path for path in whole.iterdir() if path.is_file()]:
+                file.replace(final / file.name)
+            for folder in folders:
                 (whole / folder.name).replace(folder)
 
 
+@contextmanager
+def _joining(final: Path, folders: Sequence[Path], layout: Layout) -> Iterator[None]:
+    """While nobody else adds ranks: see that these can be added."""
+    strategy = final / STRATEGY_FILE
+    with locked(strategy, wait=True):
+        ours = Layout(layout.stage_size, layout.stages)
+        if strategy.exists() and rank_folders(final) and read_strategy(strategy) != ours:
+            raise UserError(f"{final}: holds ranks of another strategy; choose another folder")
+        for folder in folders:
+            check_new(folder)
+        yield
+
+
 def _write_beside(source: Source, layout: Layout | None, folder: Path) -> None:
-    with explained(folder):
-        if layout is not None:
-            write_merged_strategy(layout, folder / STRATEGY_FILE)  # the slices say how they are cut
-        copy_side_files(source.folder, folder)
+    if layout is not None:
+        write_merged_strategy(layout, folder / STRATEGY_FILE)  # the slices say how they are cut
+    copy_side_files(source.folder, folder)

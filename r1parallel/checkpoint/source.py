@@ -71,7 +71,10 @@ def open_source(path: str | Path, layout: Layout | None = None, prefix: str = ""
     """
     path = Path(path)
     if layout is not None:
-        return open_sliced(path, layout, prefix)
+        source = open_sliced(path, layout, prefix)
+        if not prefix:  # with several models side by side the file is not about each of them
+            _check_recorded_cut(source, layout)
+        return source
     is_full = any((path / name).exists() for name in (*SINGLE_FILES.values(), INDEX_FILE))
     if (path / STRATEGY_FILE).is_file() and not is_full:
         return open_sliced(path, read_strategy(path / STRATEGY_FILE), prefix)
@@ -100,6 +103,17 @@ def open_sliced(path: str | Path, layout: Layout, prefix: str = "") -> Source:
         _check_names(checkpoint, layout, rank)
     names = {name: None for checkpoint in ranks for name in checkpoint}
     return Source(path, path, {name: _put_together(name, ranks, layout) for name in names})
+
+
+def _check_recorded_cut(source: Source, layout: Layout) -> None:
+    """Strategies of other meshes can ask for pieces of the same shapes, and would put them in other places."""
+    file = source.path / STRATEGY_FILE
+    if not file.is_file():
+        return
+    recorded = read_strategy(file)
+    same = recorded == Layout(layout.stage_size, layout.stages)
+    if not same and open_sliced(source.path, recorded).tensors != source.tensors:
+        raise UserError(f"{file}: says that the ranks are cut in another way than the given strategy; leave it out")
 
 
 def _open_ranks(path: Path, layout: Layout, prefix: str) -> list[Checkpoint]:

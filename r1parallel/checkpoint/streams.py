@@ -9,6 +9,7 @@ from r1parallel.checkpoint.tensor_entry import TensorEntry
 from r1parallel.errors import UserError
 
 _MOST_OPEN = 32  # files of one thread
+_CHUNK = 2**20  # bytes
 
 
 class Streams:
@@ -26,10 +27,24 @@ class Streams:
         """
         if id(entry) not in self._streams:
             self._streams[id(entry)] = _Stream(entry)
+        self._read(self._streams[id(entry)], begin, out)
+
+    def read_rest(self) -> None:
+        """Read to the end what was read in part, so that all of it is compared with the manifests.
+
+        Raises:
+            UserError: as in `read`.
+        """
+        buffer = memoryview(bytearray(_CHUNK))
+        for stream in self._streams.values():
+            while stream.unchecked:
+                self._read(stream, stream.position, buffer[: min(_CHUNK, stream.unchecked)])
+
+    def _read(self, stream: "_Stream", begin: int, out: memoryview) -> None:
         try:
-            self._streams[id(entry)].read(self._open(entry.file), begin, out)
+            stream.read(self._open(stream.entry.file), begin, out)
         except OSError as error:
-            raise UserError(f"{entry.file}: cannot be read: {error.strerror}") from None
+            raise UserError(f"{stream.entry.file}: cannot be read: {error.strerror}") from None
 
     def _open(self, file: Path) -> int:
         """Copies of a tensor can lie on a thousand ranks, more than a process can have open."""
@@ -57,19 +72,23 @@ class _Stream:
     """One stored tensor. Its hash can be checked when all of it is read in order."""
 
     def __init__(self, entry: TensorEntry) -> None:
-        self._entry = entry
+        self.entry, self.position = entry, 0
         self._hash = new_hash() if entry.digest is not None else None
-        self._position = 0
+
+    @property
+    def unchecked(self) -> int:
+        """Bytes that are still to be read before the hash can be compared; 0 where there is none to compare with."""
+        return 0 if self._hash is None else self.entry.nbytes - self.position
 
     def read(self, descriptor: int, begin: int, out: memoryview) -> None:
-        self._entry.read_bytes(descriptor, begin, out)
-        if self._hash is None or begin != self._position:  # a part only, or read again
+        self.entry.read_bytes(descriptor, begin, out)
+        if self._hash is None or begin != self.position:  # a part only, or read again
             return
         self._hash.update(out)
-        self._position += len(out)
-        if self._position == self._entry.nbytes and self._hash.hexdigest() != self._entry.digest:
-            file = self._entry.file
+        self.position += len(out)
+        if self.position == self.entry.nbytes and self._hash.hexdigest() != self.entry.digest:
+            file = self.entry.file
             raise UserError(
-                f"{file}: {self._entry.name} is not what {manifest_path(file).name} says: "
+                f"{file}: {self.entry.name} is not what {manifest_path(file).name} says: "
                 "the file is damaged; copy or make it again"
             )

@@ -88,7 +88,7 @@ def rank_folders(path: Path) -> dict[int, Path]:
     found = {}
     for folder in path.glob("rank_*"):
         number = folder.name.removeprefix("rank_")
-        if number.isdigit() and folder.is_dir():
+        if number.isascii() and number.isdigit() and folder.is_dir():
             found[int(number)] = folder
     return dict(sorted(found.items()))
 
@@ -100,7 +100,9 @@ def open_rank(folder: Path, prefix: str = "") -> Checkpoint:
         UserError: there is no such file, or more than one.
     """
     files = sorted(
-        file for file in folder.iterdir() if file.suffix.removeprefix(".") in FORMATS and file.name.startswith(prefix)
+        file
+        for file in folder.iterdir()
+        if file.suffix.removeprefix(".") in FORMATS and file.name.startswith(prefix) and file.is_file()
     )
     if len(files) != 1:
         found = ", ".join(file.name for file in files[:3]) or "none"

@@ -153,7 +153,7 @@ def test_stopped_by_the_user(server, made, tmp_path, case, number, code):
         result = server.run(command, slow=SLOW, signal=number, signal_at=int(part * changes))
         assert result["code"] == code
         assert result["text"] == ("error: interrupted\n" if code == 130 else "")
-        assert names(tmp_path) == ([] if code == 130 else ["new.lock", "new.tmp"])
+        assert names(tmp_path) == ([] if code == 130 else ["new.r1parallel.lock", "new.r1parallel.tmp"])
     server.succeed(command)
     assert names(tmp_path) == ["new"]
 

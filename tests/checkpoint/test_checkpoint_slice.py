@@ -145,7 +145,7 @@ def test_a_failure_midway_leaves_nothing(tmp_path, make_folder, config, monkeypa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(module, "copy_side_files", fail)
-    with pytest.raises(UserError, match=r"cut.tmp: cannot be written: No space left on device"):
+    with pytest.raises(UserError, match=r"cut.r1parallel.tmp: cannot be written: No space left on device"):
         slice_checkpoint(source, tmp_path / "cut", ModelLayout(config, Mesh()))
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
 
@@ -163,3 +163,14 @@ def test_command_line(tmp_path, make_folder, config, tool, capsys):
     assert str(tmp_path / "merged") in capsys.readouterr().out
     with pytest.raises(UserError, match="nothing to do"):
         main(cut)
+
+
+def test_a_damaged_tensor_is_found_where_only_a_part_of_it_is_wanted(tmp_path, make_folder, config):
+    full = make_folder("full", config, hf=False)
+    entry = open_checkpoint(full)[EMBEDDING]
+    with (full / "model.safetensors").open("r+b") as stream:
+        stream.seek(entry.extents[0][0])  # in the first row, which rank 0 gets
+        stream.write(b"\xff")
+    with pytest.raises(UserError, match=rf"{EMBEDDING} is not what model.safetensors.manifest.json says"):
+        reshard_checkpoint(full, tmp_path / "cut", None, ModelLayout(config, Mesh(tp=2)), ranks=[1])
+    assert sorted(path.name for path in tmp_path.rglob("*.safetensors")) == ["model.safetensors"]

@@ -166,14 +166,14 @@ def test_links_that_lead_out(server, made, tmp_path, case):
         shutil.rmtree(target, ignore_errors=True)
         if case in OLD:
             place_old(made, target, case)
-        lock = mine.with_name(f"{mine.name}.lock")
+        lock = mine.with_name(f"{mine.name}.r1parallel.lock")
         lock.symlink_to(precious / "file")
         assert "Too many levels of symbolic links" in server.refuse(make(made)(target))
         lock.unlink()
         os.link(precious / "file", lock)
         assert "is a file with something in it" in server.refuse(make(made)(target))
         lock.unlink()
-        mine.with_name(f"{mine.name}.tmp").symlink_to(precious)
+        mine.with_name(f"{mine.name}.r1parallel.tmp").symlink_to(precious)
         server.succeed(make(made)(target))
         assert state(target, {"new": values(made / known)}) == "new"
     assert contents(precious) == before
