@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
+from r1parallel.checkpoint.folders import flush
 from r1parallel.checkpoint.output import plan_full, write_output
 from r1parallel.checkpoint.replace import replaced_checkpoint
 from r1parallel.checkpoint.shards import Shards
@@ -37,6 +38,7 @@ def save_model_merged(
         with replaced_checkpoint(folder, list(output.files)) as temporary:
             write_output(output, temporary, default_workers(), durable=True)
             _write_beside(temporary, config, tokenizer_dir, stop_ids)
+        flush(folder)
         shutil.rmtree(slices)
     barrier(world, f"{folder}: saved")
     return folder
@@ -57,6 +59,7 @@ def save_model_ranks(
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(temporary, folder)
+        flush(folder.parent)
     barrier(world, f"{folder}: saved")
     return folder
 

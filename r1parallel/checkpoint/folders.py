@@ -29,7 +29,6 @@ def new_folder(final: Path) -> Iterator[Path]:
             check_new(final)
             with explained(final):
                 os.replace(temporary, final)
-                flush(final.parent)
 
 
 def check_new(final: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from r1parallel.checkpoint.folders import explained, flush, locked, refuse_link, temporary_folder
+from r1parallel.checkpoint.folders import explained, locked, refuse_link, temporary_folder
 from r1parallel.checkpoint.manifest import SUFFIX, manifest_path
 from r1parallel.checkpoint.side_files import CONFIG_FILE
 from r1parallel.checkpoint.source import STRATEGY_FILE
@@ -83,7 +83,6 @@ def replaced_checkpoint(final: Path, files: Sequence[Path]) -> Iterator[Path]:
                 file.unlink(missing_ok=True)
             for file in sorted(temporary.iterdir(), key=lambda file: (_turn(file, files), file.name)):
                 os.replace(file, folder / file.name)
-            flush(folder)
 
 
 def _turn(file: Path, weights: Sequence[Path]) -> int:

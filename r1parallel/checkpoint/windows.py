@@ -10,7 +10,7 @@ from r1parallel.checkpoint.streams import Streams
 from r1parallel.errors import UserError
 from r1parallel.parallel.tensor_layout import Slices
 
-WINDOW = 4 * 2**20  # bytes that reading a window takes, about: small enough to stay in the processor's cache
+WINDOW = 2 * 2**20  # bytes that reading a window takes, about: small enough to stay in the processor's cache
 _LARGEST_STEP = 2**29  # bytes; a window is never less than one row, or one group of interleaved rows
 
 
