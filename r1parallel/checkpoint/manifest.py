@@ -77,8 +77,9 @@ def _read(path: Path) -> tuple[int, dict[str, dict[str, Any]]]:
             raise ValueError
         content = json.loads(path.read_text(encoding="utf-8"))
         size, algorithm, tensors = content["size"], content["algorithm"], content["tensors"]
-        keys = {"dtype", "shape", "hash"}
-        complete = all(isinstance(tensor, dict) and keys <= set(tensor) for tensor in tensors.values())
+        complete = all(
+            {"dtype", "shape"} <= set(tensor) and isinstance(tensor["hash"], str) for tensor in tensors.values()
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         complete = False
     if not complete or algorithm != _ALGORITHM:
