@@ -63,7 +63,7 @@ def one_of_each() -> dict[str, np.ndarray]:
     return arrays | scalars
 
 
-def mindspore():
+def mindspore(mindspore_cpu):  # set up as every other test of this process needs it
     return pytest.importorskip("mindspore")
 
 

@@ -23,6 +23,8 @@ from r1parallel.parallel.world import World
 
 WORKER = Path(__file__).with_name("load_worker.py")
 
+pytestmark = pytest.mark.usefixtures("mindspore_cpu")
+
 # mesh, optimizer parallel, layers of each stage
 LAYOUTS = {
     "dp2": (Mesh(dp=2), False, None),
