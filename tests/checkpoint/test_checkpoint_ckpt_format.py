@@ -16,6 +16,7 @@ from r1parallel.checkpoint.tensor_entry import as_bytes
 from r1parallel.errors import UserError
 from r1parallel.wire import WireError, WireFile, encode_bytes, encode_length, encode_varint
 
+pytestmark = pytest.mark.usefixtures("mindspore_cpu")  # set up as other tests of this process need it
 MINDSPORE_DTYPES = [name for name in DTYPES if name != "BF16"]  # hypothesis makes no bfloat16
 
 
@@ -63,7 +64,7 @@ def one_of_each() -> dict[str, np.ndarray]:
     return arrays | scalars
 
 
-def mindspore(mindspore_cpu):  # set up as every other test of this process needs it
+def mindspore():
     return pytest.importorskip("mindspore")
 
 
