@@ -50,7 +50,7 @@ def test_tokens_and_log_probs_are_those_of_one_process(expected, values, tmp_pat
     """All settings under all layouts for the same number of ranks."""
     np.savez(tmp_path / "values.npz", **values)
     workers = LAYOUTS[layouts[0]].world_size
-    ended = run_workers(WORKER, ["tiny", str(tmp_path), *layouts], workers, tmp_path / "job", limit_s=400)
+    ended = run_workers(WORKER, ["tiny", str(tmp_path), *layouts], workers, tmp_path / "job", limit_s=1000)
     assert ended.returncode == 0, ended.output[-3000:]
     for name, completions in expected.items():
         assert 1 <= completions.stopped.sum() < len(completions.stopped)  # both kinds occur
@@ -80,7 +80,7 @@ def test_a_real_model_answers_as_in_one_process(real, real_prompts, smollm2, tmp
     """pp2 is an actor's layout: it hands its weights to a generator under dp2, whose tokens it then scores."""
     (tmp_path / "prompts.json").write_text(json.dumps(real_prompts))
     arguments = ["real", str(tmp_path), str(smollm2), *layouts]
-    ended = run_workers(WORKER, arguments, ranks, tmp_path / "job", limit_s=580)
+    ended = run_workers(WORKER, arguments, ranks, tmp_path / "job", limit_s=1200)
     assert ended.returncode == 0, ended.output[-3000:]
     for layout in layouts:
         for rank in range(ranks):

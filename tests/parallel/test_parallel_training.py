@@ -12,7 +12,7 @@ from r1parallel.models.parameters import load_parameters, parameter_values
 from r1parallel.parallel.world import World
 
 WORKER = Path(__file__).with_name("layout_worker.py")
-LIMIT_S = 900
+LIMIT_S = 1500
 
 
 @cache
