@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from faults import Server, make_all
 
 from r1parallel.checkpoint.dtypes import CONFIG_DTYPES, DTYPES
 from r1parallel.checkpoint.names import to_hf
@@ -56,3 +57,15 @@ def make_folder(tmp_path):
 def tool():
     """The `main` of a command line in tools/."""
     return lambda name: runpy.run_path(str(Path(__file__).parents[2] / "tools" / f"{name}.py"))["main"]
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, server):
+    return make_all(tmp_path_factory.mktemp("made"), server)

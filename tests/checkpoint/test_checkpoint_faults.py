@@ -4,7 +4,7 @@ import random
 import shutil
 
 import pytest
-from faults import CONFIG, FOUR, Server, make_all, make_model, names, picture, refused, rewrite, slice_, values
+from faults import CONFIG, FOUR, make_all, make_model, names, picture, refused, rewrite, slice_, values
 
 from r1parallel.checkpoint.slice import reshard_checkpoint
 from r1parallel.checkpoint.source import STRATEGY_FILE
@@ -21,13 +21,6 @@ INPUTS = {  # what is read → the file that is damaged
     "cut": RANK_FILE,
     "cut_ckpt": "rank_2/checkpoint_2.ckpt",
 }
-
-
-@pytest.fixture(scope="module")
-def server():
-    server = Server()
-    yield server
-    server.close()
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import shutil
 import signal
 
 import pytest
-from faults import CONFIG, FOUR, Server, contents, convert, make_all, names, picture, refusal, slice_, state, values
+from faults import CONFIG, FOUR, contents, convert, names, picture, refusal, slice_, state, values
 
 from r1parallel.checkpoint.command_line import read_ranks
 from r1parallel.checkpoint.tensor_file import rank_folders
@@ -15,18 +15,6 @@ from r1parallel.parallel.mesh import Mesh
 from r1parallel.parallel.strategy import write_strategy_files
 
 SLOW = 0.0003  # seconds that every change of a file or a folder takes longer
-
-
-@pytest.fixture(scope="module")
-def server():
-    server = Server()
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory, server):
-    return make_all(tmp_path_factory.mktemp("made"), server)
 
 
 def moments(server, command, prepare):

@@ -5,7 +5,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from faults import CONFIG, Server, make_all, make_model, names, picture, refused, rewrite, slice_, state, values
+from faults import CONFIG, make_model, names, picture, refused, rewrite, slice_, state, values
 
 from r1parallel.checkpoint.convert import Target, convert_weight
 from r1parallel.checkpoint.slice import reshard_checkpoint
@@ -15,18 +15,6 @@ from r1parallel.parallel.mesh import Mesh
 from r1parallel.parallel.strategy import read_strategy, write_strategy_files
 
 RANK_FILE = "rank_2/checkpoint_2.safetensors"
-
-
-@pytest.fixture(scope="module")
-def server():
-    server = Server()
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory, server):
-    return make_all(tmp_path_factory.mktemp("made"), server)
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 
 import pytest
-from faults import Server, contents, convert, make_all, mounted, names, picture, refusal, slice_, state, values
+from faults import contents, convert, mounted, names, picture, refusal, slice_, state, values
 
 NEW = {
     "to ranks": (lambda made: slice_(made, "--dst_strategy", made / "four"), "full"),
@@ -19,18 +19,6 @@ OLD = {  # what lies at the target before
     "ranks": (lambda made: slice_(made, "--dst_strategy", made / "four", "--rank_id", "1-3"), "full", "rank_0"),
 }
 NO_SPACE = "No space left on device"
-
-
-@pytest.fixture(scope="module")
-def server():
-    server = Server()
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory, server):
-    return make_all(tmp_path_factory.mktemp("made"), server)
 
 
 @pytest.fixture(autouse=True)
