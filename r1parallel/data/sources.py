@@ -21,76 +21,117 @@ class Example:
     solution: str
 
 
-class _BadRow(Exception):
+class BadRow(Exception):
     """What is wrong with one row; the reader adds where it stands."""
 
 
-def _text(row: dict[str, Any], key: str) -> str:
-    value = _optional_text(row, key)
+@dataclass(frozen=True)
+class RowFormat:
+    """How rows are read: the keys that count, and what makes an example of a row (or raises BadRow)."""
+
+    keys: tuple[str, ...]
+    parse: Callable[[dict[str, Any]], Example]
+
+
+def required_text(row: dict[str, Any], key: str) -> str:
+    """Text of `key`; BadRow where it is missing, blank or no text."""
+    value = optional_text(row, key)
     if not value:
-        raise _BadRow(f"{key!r} is missing or empty")
+        raise BadRow(f"{key!r} is missing or empty")
     return value
 
 
-def _optional_text(row: dict[str, Any], key: str) -> str:
+def optional_text(row: dict[str, Any], key: str) -> str:
+    """Text of `key`, empty where it is missing or blank; BadRow where it is no text."""
     value = row.get(key)
     if value is None:  # Parquet has no other way to leave a key out
         return ""
     if not isinstance(value, str):
-        raise _BadRow(f"{key!r} is {value!r}; expected text")
+        raise BadRow(f"{key!r} is {value!r}; expected text")
     if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
-        raise _BadRow(f"{key!r} holds half of a surrogate pair, which is no character")
+        raise BadRow(f"{key!r} holds half of a surrogate pair, which is no character")
     return value if value.strip() else ""
 
 
 def _gsm8k(row: dict[str, Any]) -> Example:
-    question, answer = _text(row, "question"), _text(row, "answer")
+    question, answer = required_text(row, "question"), required_text(row, "answer")
     _, mark, gold = answer.rpartition("#### ")
     gold = gold.replace(",", "").strip()
     if not mark or not gold:
-        raise _BadRow("'answer' has no '#### ' with a solution behind it")
+        raise BadRow("'answer' has no '#### ' with a solution behind it")
     return Example(question, answer, gold)
 
 
 def _countdown(row: dict[str, Any]) -> Example:
     nums, target = row.get("nums"), row.get("target")
     if not isinstance(nums, list) or len(nums) < 2 or not all(type(n) is int for n in nums):
-        raise _BadRow(f"'nums' is {nums!r}; expected a list of at least two whole numbers")
+        raise BadRow(f"'nums' is {nums!r}; expected a list of at least two whole numbers")
     if type(target) is not int:
-        raise _BadRow(f"'target' is {target!r}; expected a whole number")
+        raise BadRow(f"'target' is {target!r}; expected a whole number")
     numbers = ", ".join(map(str, nums[:-1])) + f" and {nums[-1]}"
     question = (
         f"Combine the numbers {numbers} into an arithmetic expression that equals {target}. "
         "Use each number exactly once, and only +, -, *, / and parentheses. "
         "Write the expression alone between <answer> and </answer>."
     )
-    return Example(question, _optional_text(row, "answer"), json.dumps({"nums": nums, "target": target}))
+    return Example(question, optional_text(row, "answer"), json.dumps({"nums": nums, "target": target}))
 
 
 def _arithmetic(row: dict[str, Any]) -> Example:
-    return Example(_text(row, "question"), _optional_text(row, "answer"), _text(row, "solution"))
+    return Example(required_text(row, "question"), optional_text(row, "answer"), required_text(row, "solution"))
 
 
 def _alpaca(row: dict[str, Any]) -> Example:
     instruction, context, output = (
-        _text(row, "instruction"),
-        _optional_text(row, "input"),
-        _text(row, "output"),
+        required_text(row, "instruction"),
+        optional_text(row, "input"),
+        required_text(row, "output"),
     )
     return Example(f"{instruction}\n{context}" if context else instruction, output, output)
 
 
-def _openr1_math(row: dict[str, Any]) -> Example:
-    return Example(_text(row, "problem"), _optional_text(row, "solution"), _text(row, "answer"))
+def _problem(row: dict[str, Any]) -> Example:
+    return Example(required_text(row, "problem"), optional_text(row, "solution"), required_text(row, "answer"))
 
 
-# data set → (keys that are read, reader of one row)
-_DATASETS: dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any]], Example]]] = {
-    "gsm8k": (("question", "answer"), _gsm8k),
-    "countdown": (("nums", "target", "answer"), _countdown),
-    "arithmetic": (("question", "answer", "solution"), _arithmetic),
-    "alpaca": (("instruction", "input", "output"), _alpaca),
-    "openr1_math": (("problem", "solution", "answer"), _openr1_math),
+def _question_answer(row: dict[str, Any]) -> Example:
+    answer = required_text(row, "answer")
+    return Example(required_text(row, "question"), answer, answer)
+
+
+def only_message(row: dict[str, Any], key: str) -> str:
+    """Text of a prompt that is text itself or a list with one chat message."""
+    value = row.get(key)
+    if not isinstance(value, list):
+        return required_text(row, key)
+    if len(value) != 1 or not isinstance(value[0], dict):
+        raise BadRow(f"{key!r} is {value!r}; expected one message")
+    return required_text(value[0], "content")
+
+
+def ground_truth(row: dict[str, Any], key: str) -> str:
+    """Gold solution in a column that is text itself or holds `ground_truth`, as verl's reward_model."""
+    value = row.get(key)
+    return required_text(value, "ground_truth") if isinstance(value, dict) else required_text(row, key)
+
+
+def _math_17k(row: dict[str, Any]) -> Example:
+    gold = ground_truth(row, "solution" if row.get("reward_model") is None else "reward_model")
+    return Example(only_message(row, "prompt"), "", gold)
+
+
+_PROBLEM = RowFormat(("problem", "solution", "answer"), _problem)
+_QUESTION_ANSWER = RowFormat(("question", "answer"), _question_answer)
+_DATASETS = {
+    "gsm8k": RowFormat(("question", "answer"), _gsm8k),
+    "countdown": RowFormat(("nums", "target", "answer"), _countdown),
+    "arithmetic": RowFormat(("question", "answer", "solution"), _arithmetic),
+    "alpaca": RowFormat(("instruction", "input", "output"), _alpaca),
+    "openr1_math": _PROBLEM,
+    "deepscaler": _PROBLEM,
+    "math_17k": RowFormat(("prompt", "reward_model", "solution"), _math_17k),
+    "openR1math": _QUESTION_ANSWER,  # mindrlhf's name for questions with the gold alone
+    "question_answer": _QUESTION_ANSWER,
 }
 DATASET_TYPES = tuple(_DATASETS)
 
@@ -107,14 +148,18 @@ class Source:
     """
 
     def __init__(
-        self, dataset_type: str, path: str | Path, skip_bad_rows: bool = False, answers_required: bool = True
+        self,
+        dataset_type: str | RowFormat,
+        path: str | Path,
+        skip_bad_rows: bool = False,
+        answers_required: bool = True,
     ) -> None:
-        if dataset_type not in _DATASETS:
+        if isinstance(dataset_type, str) and dataset_type not in _DATASETS:
             raise UserError(f"dataset_type {dataset_type!r} is unknown; known: {', '.join(DATASET_TYPES)}")
         self._path = Path(path)
         if not self._path.is_file():
             raise UserError(f"{path}: no such file")
-        self._keys, self._parse = _DATASETS[dataset_type]
+        self._format = _DATASETS[dataset_type] if isinstance(dataset_type, str) else dataset_type
         self._skip_bad_rows = skip_bad_rows
         self._answers_required = answers_required
         self.bad = 0
@@ -126,7 +171,7 @@ class Source:
             empty = False
             try:
                 yield self._example(row)
-            except _BadRow as error:
+            except BadRow as error:
                 if not self._skip_bad_rows:
                     raise UserError(f"{where}: {error}; mend the row or use --skip_bad_rows") from None
                 self.bad += 1
@@ -135,19 +180,19 @@ class Source:
 
     def _rows(self) -> Iterator[tuple[str, Any]]:
         if self._path.suffix == ".parquet":
-            return _parquet_rows(self._path, self._keys)
+            return _parquet_rows(self._path, self._format.keys)
         with self._path.open("rb") as file:
             is_list = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
         return _list_rows(self._path) if is_list else json_lines(self._path)
 
     def _example(self, row: Any) -> Example:
-        if isinstance(row, _BadRow):
+        if isinstance(row, BadRow):
             raise row
         if not isinstance(row, dict):
-            raise _BadRow("expected an object of keys and values")
-        example = self._parse(row)
+            raise BadRow("expected an object of keys and values")
+        example = self._format.parse(row)
         if self._answers_required and not example.answer:
-            raise _BadRow("no answer to learn; use --prompts_only where none is needed")
+            raise BadRow("no answer to learn; use --prompts_only where none is needed")
         return example
 
 
@@ -163,12 +208,12 @@ def _parsed(line: bytes) -> Any:
     try:
         return json.loads(line.decode("utf-8-sig"))
     except ValueError as error:
-        return _BadRow(f"not readable as JSON: {error}")
+        return BadRow(f"not readable as JSON: {error}")
 
 
 def _list_rows(path: Path) -> Iterator[tuple[str, Any]]:
     rows = _parsed(path.read_bytes())
-    if isinstance(rows, _BadRow):
+    if isinstance(rows, BadRow):
         raise UserError(f"{path}: {rows}")
     for number, row in enumerate(rows, 1):
         yield f"{path}: item {number}", row

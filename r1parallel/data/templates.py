@@ -7,6 +7,7 @@ from typing import NoReturn
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from r1parallel.data.mindspeed_templates import BUILT_IN_TEMPLATES, load_mindspeed_template
 from r1parallel.data.tokenizer import Tokenizer
 from r1parallel.errors import UserError
 
@@ -56,6 +57,11 @@ def _chat(question: str, tokenizer: Tokenizer, shots: Sequence[tuple[str, str]] 
         raise UserError(f"the tokenizer folder's chat_template fails: {error}") from None
 
 
+def _mindspeed(name: str, enable_thinking: bool = False) -> Callable[[str, Tokenizer], str]:
+    template = load_mindspeed_template(name)
+    return lambda question, tokenizer: template.prompt(question, tokenizer, enable_thinking=enable_thinking)
+
+
 def _refuse(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
 
@@ -79,6 +85,8 @@ _TEMPLATES: dict[str, Callable[[str, Tokenizer], str]] = {
     "chat": _chat,
     "chat_gsm8k": lambda question, tokenizer: _chat(f"{question}\n{_GSM8K_INSTRUCTION}", tokenizer),
     "chat_gsm8k_shots": lambda question, tokenizer: _chat(question, tokenizer, _GSM8K_SHOTS),
+    **{f"mindspeed_{name}": _mindspeed(name) for name in BUILT_IN_TEMPLATES},
+    "mindspeed_qwen3_thinking": _mindspeed("qwen3", enable_thinking=True),
 }
 PROMPT_TYPES = tuple(_TEMPLATES)
 

@@ -19,6 +19,8 @@ DEFAULT_VERIFIERS = {
     "arithmetic": "answer_reward",
     "countdown": "countdown_reward",
     "openr1_math": "qwen_accuracy_reward",
+    "deepscaler": "qwen_accuracy_reward",
+    "math_17k": "math_17k_acc",
 }
 
 

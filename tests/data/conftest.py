@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import sentencepiece
 import tokenizers
-from data_helpers import CHATML, write_config
+from data_helpers import CHATML, DEEPSEEK, write_config
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from r1parallel.data.tokenizer import Tokenizer, load_tokenizer
@@ -27,17 +27,21 @@ def qwen_dir(shared: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def byte_folder(tmp_path: Path) -> Path:
-    """A byte-level tokenizer without merges: ids 0..255 are bytes, 256..258 the ChatML tokens."""
-    folder = tmp_path / "bytes"
+def make_byte_folder(folder: Path, special: list[str]) -> None:
     folder.mkdir()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = tokenizers.Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in CHATML])
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
     tokenizer.save(str(folder / "tokenizer.json"))
+
+
+@pytest.fixture
+def byte_folder(tmp_path: Path) -> Path:
+    """A byte-level tokenizer without merges: ids 0..255 are bytes, 256..258 the ChatML tokens."""
+    folder = tmp_path / "bytes"
+    make_byte_folder(folder, CHATML)
     write_config(folder)
     return folder
 
@@ -45,6 +49,15 @@ def byte_folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def byte_tokenizer(byte_folder: Path) -> Tokenizer:
     return load_tokenizer(byte_folder)
+
+
+@pytest.fixture
+def deepseek_tokenizer(tmp_path: Path) -> Tokenizer:
+    """The same bytes with DeepSeek's markers, of which the first two are bos and eos."""
+    folder = tmp_path / "deepseek_bytes"
+    make_byte_folder(folder, DEEPSEEK)
+    write_config(folder, bos_token=DEEPSEEK[0], eos_token=DEEPSEEK[1], pad_token=DEEPSEEK[1])
+    return load_tokenizer(folder)
 
 
 @pytest.fixture(scope="session")

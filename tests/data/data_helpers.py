@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 CHATML = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+DEEPSEEK = ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"]
 CHAT_TEMPLATE = (
     "{%- for message in messages %}\n{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
     "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"

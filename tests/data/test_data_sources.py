@@ -14,6 +14,14 @@ GOOD = {
     "arithmetic": {"question": "1+2=", "answer": "<answer>3</answer>", "solution": "3"},
     "alpaca": {"instruction": "Sort", "input": "b a", "output": "a b"},
     "openr1_math": {"problem": "p", "solution": "so \\boxed{1}", "answer": "1", "extra": 1},
+    "deepscaler": {"problem": "p", "solution": "so \\boxed{1}", "answer": "1"},
+    "math_17k": {
+        "prompt": [{"role": "user", "content": "q\nEnd with Answer:"}],
+        "reward_model": {"ground_truth": "34", "style": "rule-lighteval/MATH_v2"},
+        "extra_info": {"index": "9a"},
+    },
+    "openR1math": {"question": "q", "answer": "\\frac{1}{2}"},
+    "question_answer": {"question": "q", "answer": "a"},
 }
 COUNTDOWN_QUESTION = (
     "Combine the numbers 1, 2 and 30 into an arithmetic expression that equals 32. Use each number exactly once, and "
@@ -25,7 +33,12 @@ EXPECTED = {
     "arithmetic": Example("1+2=", "<answer>3</answer>", "3"),
     "alpaca": Example("Sort\nb a", "a b", "a b"),
     "openr1_math": Example("p", "so \\boxed{1}", "1"),
+    "deepscaler": Example("p", "so \\boxed{1}", "1"),
+    "math_17k": Example("q\nEnd with Answer:", "", "34"),
+    "openR1math": Example("q", "\\frac{1}{2}", "\\frac{1}{2}"),
+    "question_answer": Example("q", "a", "a"),
 }
+PROMPTS_ALONE = ("math_17k",)  # the data set has nothing to learn from
 
 
 def write_lines(path, rows):
@@ -42,7 +55,19 @@ def test_rows_of_each_type(dataset_type, tmp_path):
     parquet = tmp_path / "x.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row, row]), parquet)
     for path in (lines, whole, parquet):
-        assert list(Source(dataset_type, path)) == [expected, expected]
+        required = dataset_type not in PROMPTS_ALONE
+        assert list(Source(dataset_type, path, answers_required=required)) == [expected, expected]
+
+
+def test_math_17k_processed_has_plain_columns(tmp_path):
+    path = write_lines(tmp_path / "x.jsonl", [{"prompt": "q", "solution": "34"}])
+    assert list(Source("math_17k", path, answers_required=False)) == [Example("q", "", "34")]
+
+
+def test_math_17k_has_no_answer_to_learn(tmp_path):
+    path = write_lines(tmp_path / "x.jsonl", [GOOD["math_17k"]])
+    with pytest.raises(UserError, match="no answer to learn; use --prompts_only"):
+        list(Source("math_17k", path))
 
 
 def test_alpaca_input_is_optional(tmp_path):
@@ -72,15 +97,21 @@ BAD = [
     ("countdown", {"nums": [1, 2], "target": 3}, "no answer to learn"),
     ("openr1_math", {"problem": "p", "answer": "1", "solution": None}, "no answer to learn"),
     ("openr1_math", {"problem": "p", "answer": None, "solution": "s"}, "'answer' is missing or empty"),
+    ("math_17k", {"prompt": [], "reward_model": {"ground_truth": "1"}}, r"'prompt' is \[\]; expected one message"),
+    ("math_17k", {"prompt": ["q"], "reward_model": {"ground_truth": "1"}}, "expected one message"),
+    ("math_17k", {"prompt": [{"content": " "}], "reward_model": {"ground_truth": "1"}}, "'content' is missing"),
+    ("math_17k", {"prompt": "q", "reward_model": {"ground_truth": 5}}, "'ground_truth' is 5; expected text"),
+    ("math_17k", {"prompt": "q"}, "'solution' is missing or empty"),
 ]
 
 
 @pytest.mark.parametrize(("dataset_type", "row", "message"), BAD)
 def test_malformed_rows_are_named_or_counted(dataset_type, row, message, tmp_path):
     path = write_lines(tmp_path / "x.jsonl", [GOOD[dataset_type], row, GOOD[dataset_type]])
+    required = dataset_type not in PROMPTS_ALONE
     with pytest.raises(UserError, match=rf"x\.jsonl:2: .*{message}.*--skip_bad_rows"):
-        list(Source(dataset_type, path))
-    source = Source(dataset_type, path, skip_bad_rows=True)
+        list(Source(dataset_type, path, answers_required=required))
+    source = Source(dataset_type, path, skip_bad_rows=True, answers_required=required)
     for _ in range(2):  # the count starts anew with each pass
         assert list(source)[-1] == EXPECTED[dataset_type]
         assert source.bad == 1

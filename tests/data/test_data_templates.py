@@ -12,8 +12,9 @@ QUESTION = "How many  eggs are 3 × 4?\nGive a number."
 
 
 @pytest.mark.parametrize("prompt_type", PROMPT_TYPES)
-def test_prompts_equal_the_golden_files(prompt_type, byte_tokenizer):
-    assert render(prompt_type, QUESTION, byte_tokenizer).encode() == (GOLDEN / f"{prompt_type}.txt").read_bytes()
+def test_prompts_equal_the_golden_files(prompt_type, byte_tokenizer, deepseek_tokenizer):
+    tokenizer = deepseek_tokenizer if "deepseek" in prompt_type else byte_tokenizer
+    assert render(prompt_type, QUESTION, tokenizer).encode() == (GOLDEN / f"{prompt_type}.txt").read_bytes()
 
 
 def test_every_golden_file_belongs_to_a_template():
