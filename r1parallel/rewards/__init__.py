@@ -1,5 +1,6 @@
 """Rewards: functions of (prompts, completions, solutions) that give scores."""
 
-from .scoring import REWARDS, Scores, check_reward_names, score
+from .registry import REWARDS
+from .scoring import Scores, check_reward_names, score
 
 __all__ = ["REWARDS", "Scores", "check_reward_names", "score"]

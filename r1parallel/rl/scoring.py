@@ -18,15 +18,16 @@ def score_on_leader(
     """Scores of N completions, the same on every rank; see `rewards.score`.
 
     Raises:
-        UserError: on rank 0, a reward raised.
+        UserError: on rank 0, a reward is broken.
     """
     names, count = config.verifier_function, len(prompts)
-    table = np.zeros((len(names) + 3, count))  # total, skipped, timeouts, then the parts
+    table = np.zeros((len(names) + 4, count))  # total, skipped, timeouts, failures, then the parts
     if world.is_leader:
-        scores = score(names, config.verifier_weight, prompts, completions, solutions, config.time_limit)
-        table[0], table[1], table[2] = scores.total, scores.skipped, scores.timeouts
-        for row, name in enumerate(names):
-            table[3 + row] = scores.parts[name]
+        limits = (config.time_limit, config.num_workers, config.memory_limit)
+        scores = score(names, config.verifier_weight, prompts, completions, solutions, *limits)
+        table[:4] = np.stack(np.broadcast_arrays(scores.total, scores.skipped, scores.timeouts, scores.failures))
+        for row, name in enumerate(names, start=4):
+            table[row] = scores.parts[name]
     table = broadcast(world, table, "rewards")
-    parts = {name: table[3 + row] for row, name in enumerate(names)}
-    return Scores(table[0], parts, table[1].astype(bool), int(table[2, 0]))
+    parts = {name: table[row] for row, name in enumerate(names, start=4)}
+    return Scores(table[0], parts, table[1].astype(bool), int(table[2, 0]), int(table[3, 0]))

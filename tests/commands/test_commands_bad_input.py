@@ -19,7 +19,6 @@ from tiny_runs import (
 from r1parallel.checkpoint.run_state import latest_run_state
 from r1parallel.data.preprocess import preprocess
 from r1parallel.monitor.metrics import read_metrics
-from r1parallel.rewards import REWARDS
 
 
 @pytest.fixture
@@ -168,11 +167,8 @@ def test_held_out_rows_of_another_tokenizer(inputs, refused, tmp_path):
     assert "the model's embedding has 32 rows" in error
 
 
-def test_a_reward_that_raises_damages_nothing(inputs, grpo_run, refused, tmp_path, monkeypatch):
-    def broken(prompts, completions, solution):
-        raise ZeroDivisionError("no\nluck")
-
-    monkeypatch.setitem(REWARDS, "broken", broken)
+def test_a_reward_that_always_raises_damages_nothing(inputs, grpo_run, refused, tmp_path):
+    broken = f"{Path(__file__).parents[1] / 'rewards_of_runs.py'}:broken"
     run = tmp_path / "run"
     shutil.copytree(grpo_run, run)
     flags = grpo_flags(
@@ -180,9 +176,10 @@ def test_a_reward_that_raises_damages_nothing(inputs, grpo_run, refused, tmp_pat
         run,
         max_steps=20,
         resume_training="true",
-        reward_config__verifier_function="format_reward,broken",
+        reward_config__verifier_function=f"format_reward,{broken}",
     )
-    assert refused("run_grpo.py", flags) == "reward 'broken' failed at row 0: ZeroDivisionError: no luck"
+    message = f"reward '{broken}' failed on all 16 completions, at row 0: ZeroDivisionError: no luck"
+    assert refused("run_grpo.py", flags) == message
     before, after = folder_bytes(grpo_run), folder_bytes(run)
     new = {name for name, content in after.items() if before.get(name) != content}
     assert {name for name in new if not name.startswith("tensorboard/events.out")} == {"config.json"}

@@ -12,22 +12,15 @@ from r1parallel.parallel.worker import run_worker
 from r1parallel.parallel.world import launched_world_size
 
 
-def share_of_sevens(prompts, completions, solution):
-    """A reward that differs between the samples of a model that knows nothing."""
-    return [text.count("7") / max(1, len(text)) + 0.1 * len(text) for text in completions]
-
-
 def main(argv: Sequence[str]) -> None:
-    from r1parallel.rewards import REWARDS
     from r1parallel.rl.loop import run_grpo
 
-    REWARDS["sevens"] = share_of_sevens
     for run in argv:
         flags = json.loads(Path(run).read_text())
         config = parse_command_line(flags["flags"], GRPO_SECTIONS, "grpo_worker.py", "")
         check_config(config, GRPO_SECTIONS, launched_world_size())
         if flags["greedy"]:  # refused otherwise: greedy samples are not the policy's
-            config.generate_config.sampling_config.temperature = 0.0
+            config.generate_config.sampling_config.top_k = 1
         run_grpo(config)
         print(f"done {run}", file=sys.stderr, flush=True)
 

@@ -16,6 +16,7 @@ from r1parallel.config.model import ModelConfig
 from r1parallel.models.parameters import random_values
 
 WORKER = Path(__file__).with_name("grpo_worker.py")
+REWARDS = Path(__file__).parents[1] / "rewards_of_runs.py"
 LIMIT_S = 900
 FOUR_LAYERS = {**SIZES, "num_layers": 4}
 MODEL = ModelConfig(**FOUR_LAYERS)
@@ -63,7 +64,7 @@ def write_flags(file: Path, models: Path, output: Path, greedy: bool, layout: di
         "beta": 0.1,
         # AdamW divides by gradients near zero: where rounding decides, an element moves by a part of lr.
         "actor_config__lr_schedule__lr": 0.0005,
-        "reward_config__verifier_function": "sevens",
+        "reward_config__verifier_function": f"{REWARDS}:share_of_sevens",
         "reward_config__verifier_weight": "1",
     }
     flags = grpo_flags(tiny_inputs(), output, **(settings | layout | changes))

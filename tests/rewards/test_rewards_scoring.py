@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1parallel.errors import UserError
@@ -35,7 +35,7 @@ def shared_gsm8k():
 
 
 def run(functions, weights, completions, solutions, time_limit=60.0):
-    return score(functions, weights, [""] * len(completions), completions, solutions, time_limit)
+    return score(functions, weights, [""] * len(completions), completions, solutions, time_limit, 2)
 
 
 def test_the_total_is_the_weighted_sum():
@@ -46,7 +46,7 @@ def test_the_total_is_the_weighted_sum():
     assert scores.total.dtype == np.float64
     assert scores.skipped.dtype == np.bool_
     assert not scores.skipped.any()
-    assert scores.timeouts == 0
+    assert (scores.timeouts, scores.failures) == (0, 0)
 
 
 def test_an_unreadable_gold_is_skipped_and_never_one():  # D24
@@ -58,11 +58,12 @@ def test_an_unreadable_gold_is_skipped_and_never_one():  # D24
 
 
 def test_timeouts_are_counted():
-    scores = run(["qwen_accuracy_reward"], [1.0], [r"\boxed{9^{9^{9}}}", r"\boxed{18}"], ["18", "18"], 0.5)
+    scores = run(["qwen_accuracy_reward"], [1.0], [r"\boxed{9^{9^{9}}}", r"\boxed{5+13}"], ["18", "18"], 3.0)
     np.testing.assert_array_equal(scores.total, [0.0, 1.0])
-    assert scores.timeouts == 1
+    assert (scores.timeouts, scores.failures) == (1, 0)
 
 
+@settings(max_examples=5, deadline=None)
 @given(st.permutations(range(12)))
 def test_scores_follow_their_rows(order):  # F19
     names = list(REWARDS)
@@ -72,9 +73,7 @@ def test_scores_follow_their_rows(order):  # F19
 
     def of(rows):
         columns = [[column[row] for row in rows] for column in (prompts, completions, solutions)]
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(math_equal_module.MathWorker, "compare", lambda _, gold, answer, limit: len(gold) > 3)
-            return score(names, [1.0] * len(names), *columns, 60.0)
+        return score(names, [1.0] * len(names), *columns, 60.0, 2)
 
     straight, shuffled = of(range(12)), of(order)
     for name in names:
@@ -112,39 +111,6 @@ def test_wrong_settings(functions, weights, time_limit, message):
 def test_columns_of_different_length():
     with pytest.raises(ValueError, match="1 prompts, 2 completions, 1 solutions"):
         score(["format_reward"], [1.0], ["p"], ["a", "b"], ["18"], 5.0)
-
-
-def raise_on_b(*, prompts, completions, solution):
-    if "b" in completions:
-        raise KeyError("two\nlines")
-    return [0.0] * len(completions)
-
-
-def raise_on_two(*, prompts, completions, solution):
-    return [1.0 / (2 - len(completions))]
-
-
-def give_up(*, prompts, completions, solution):
-    raise UserError("install it")
-
-
-@pytest.mark.parametrize(
-    ("function", "message"),
-    [
-        (raise_on_b, r"^reward 'mine' failed at row 1: KeyError: 'two\\nlines'$"),
-        (raise_on_two, r"^reward 'mine' failed at no single row, only with all of them: ZeroDivisionError"),
-        (give_up, r"^install it$"),
-        (lambda **_: [1.0], r"^reward 'mine' gave 1 scores for 2 completions$"),
-        (lambda **_: None, r"^reward 'mine' failed at row 0: TypeError"),
-        (lambda **_: [1.0, float("nan")], r"'mine' gave nan for row 1"),
-        (lambda **_: [1.0, float("inf")], r"'mine' gave inf for row 1"),
-        (lambda **_: ["1", 1.0], r"'mine' gave '1' for row 0"),
-    ],
-)
-def test_a_reward_that_misbehaves_is_named(function, message, monkeypatch):
-    monkeypatch.setitem(REWARDS, "mine", function)
-    with pytest.raises(UserError, match=message):
-        run(["mine"], [1.0], ["a", "b"], ["18", "18"])
 
 
 def test_importing_rewards_does_not_import_mindspore():

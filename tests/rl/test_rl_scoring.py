@@ -7,7 +7,7 @@ from simulated_world import SimulatedWorld
 from r1parallel.config.schema import RewardConfig
 from r1parallel.errors import UserError
 from r1parallel.parallel.world import World
-from r1parallel.rewards import REWARDS, Scores, score
+from r1parallel.rewards import Scores, score
 from r1parallel.rl.scoring import score_on_leader
 
 PROMPTS = ["1+1=", "2+2=", "3+3=", "4+4="]
@@ -31,7 +31,7 @@ def calls(monkeypatch):
 
 
 def make_config(names=NAMES, weights=WEIGHTS) -> RewardConfig:
-    return RewardConfig(verifier_function=list(names), verifier_weight=list(weights), time_limit=3.0)
+    return RewardConfig(verifier_function=list(names), verifier_weight=list(weights), time_limit=30.0, num_workers=1)
 
 
 def assert_same(found: Scores, expected: Scores) -> None:
@@ -41,8 +41,8 @@ def assert_same(found: Scores, expected: Scores) -> None:
     assert list(found.parts) == list(expected.parts)
     for name, values in expected.parts.items():
         np.testing.assert_array_equal(found.parts[name], values)
-    assert found.timeouts == expected.timeouts
-    assert type(found.timeouts) is int
+    assert (found.timeouts, found.failures) == (expected.timeouts, expected.failures)
+    assert (type(found.timeouts), type(found.failures)) == (int, int)
 
 
 def simulated(size, monkeypatch) -> SimulatedWorld:
@@ -55,17 +55,17 @@ def simulated(size, monkeypatch) -> SimulatedWorld:
 def test_one_process_has_the_scores_of_the_rewards(calls, names):
     config = make_config(names, WEIGHTS[: len(names)])
     found = score_on_leader(config, PROMPTS, COMPLETIONS, SOLUTIONS, World())
-    expected = score(names, WEIGHTS[: len(names)], PROMPTS, COMPLETIONS, SOLUTIONS, 3.0)
+    expected = score(names, WEIGHTS[: len(names)], PROMPTS, COMPLETIONS, SOLUTIONS, 30.0, 1)
     assert_same(found, expected)
     assert list(found.parts) == names
-    assert [arguments[-1] for arguments in calls] == [3.0]  # the time limit of the configuration
+    assert [arguments[-3:] for arguments in calls] == [(30.0, 1, 2048)]  # the limits of the configuration
 
 
 def test_every_rank_has_them_and_only_the_leader_computes(calls, monkeypatch):
     results = simulated(4, monkeypatch).run(
         lambda world: score_on_leader(make_config(), PROMPTS, COMPLETIONS, SOLUTIONS, world)
     )
-    expected = score(NAMES, WEIGHTS, PROMPTS, COMPLETIONS, SOLUTIONS, 3.0)
+    expected = score(NAMES, WEIGHTS, PROMPTS, COMPLETIONS, SOLUTIONS, 30.0, 1)
     assert expected.skipped.tolist() == [False, True, False, False]  # a gold answer that gsm8k_reward cannot read
     assert len({round(value, 6) for part in expected.parts.values() for value in part if value == value}) > 1
     for found in results:
@@ -73,9 +73,9 @@ def test_every_rank_has_them_and_only_the_leader_computes(calls, monkeypatch):
     assert len(calls) == 1
 
 
-def test_time_limits_that_struck_are_counted_on_every_rank(monkeypatch):
+def test_time_limits_and_failures_are_counted_on_every_rank(monkeypatch):
     total = np.array([0.0, np.nan, 1 / 3])
-    struck = Scores(total, {"answer_reward": total}, np.isnan(total), 5)
+    struck = Scores(total, {"answer_reward": total}, np.isnan(total), 5, 7)
     monkeypatch.setattr("r1parallel.rl.scoring.score", lambda *arguments: struck)
     config = make_config(["answer_reward"], [1.0])
     for found in simulated(2, monkeypatch).run(
@@ -84,11 +84,8 @@ def test_time_limits_that_struck_are_counted_on_every_rank(monkeypatch):
         assert_same(found, struck)
 
 
-def test_a_reward_that_raises_ends_every_rank_with_its_own_message(monkeypatch):
-    def broken(prompts, completions, solution):
-        raise ZeroDivisionError("no luck")
-
-    monkeypatch.setitem(REWARDS, "broken", broken)
-    config = make_config(["broken"], [1.0])
-    with pytest.raises(UserError, match="reward 'broken' failed"):
+def test_a_broken_reward_ends_every_rank_with_its_own_message(monkeypatch, tmp_path):
+    (tmp_path / "mine.py").write_text("def broken(prompts, completions, solution):\n    return 1 / 0\n")
+    config = make_config([f"{tmp_path}/mine.py:broken"], [1.0])
+    with pytest.raises(UserError, match="broken' failed on all 4 completions, at row 0: ZeroDivisionError"):
         simulated(2, monkeypatch).run(lambda world: score_on_leader(config, PROMPTS, COMPLETIONS, SOLUTIONS, world))
