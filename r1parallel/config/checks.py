@@ -1,6 +1,5 @@
 """Refuse what cannot work before anything is loaded: one small function for each rule."""
 
-import math
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 from pathlib import Path
@@ -26,8 +25,8 @@ _PREDICT_NEEDS = {
     "generate_config.load": "--generate_config.load",
     "generate_config.model_config": "--generate_config.model_config",
 }
-# Sampling that leaves the policy's own distribution as it is.
-_ON_POLICY = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0, "min_tokens": 0}
+# Sampling that leaves the policy's own distribution as it is. Temperature is applied in the loss too.
+_ON_POLICY = {"top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0, "min_tokens": 0}
 _FILES = ("rl_config.dataset_file", "sft_config.dataset_file", "sft_config.eval_dataset_file")
 _FOLDERS = ("rl_config.tokenizer_dir", "sft_config.tokenizer_dir", "generate_config.tokenizer_dir")
 _FILES_OR_FOLDERS = (
@@ -148,21 +147,75 @@ def _check_stop_ids(config: RunConfig) -> None:
 
 
 def _check_on_policy(config: RunConfig) -> None:
-    sampling = vars(config.generate_config.sampling_config)
+    sampling = config.generate_config.sampling_config
+    if sampling.temperature == 0:
+        raise UserError(
+            "generate_config.sampling_config.temperature is 0, which draws the same completion every time; "
+            "training needs it above 0"
+        )
+    if config.rl_config.rollout_correction != "none":
+        return
     for name, needed in _ON_POLICY.items():
-        if sampling[name] != needed:
+        if getattr(sampling, name) != needed:
             raise UserError(
-                f"generate_config.sampling_config.{name} is {sampling[name]}; GRPO needs {needed}: "
-                "training on samples that were not drawn from the policy biases the ratio"
+                f"generate_config.sampling_config.{name} is {getattr(sampling, name)}: training on samples that were "
+                f"not drawn from the policy biases the ratio; set it to {needed}, or correct for it with "
+                "rl_config.rollout_correction sequence_mask"
             )
 
 
-def _check_group(config: RunConfig) -> None:
-    if config.rl_config.num_generations < 2:
+def _check_correction(config: RunConfig) -> None:
+    rl = config.rl_config
+    if rl.rollout_correction_low >= rl.rollout_correction_high:
         raise UserError(
-            f"rl_config.num_generations is {config.rl_config.num_generations}; an advantage compares "
-            "completions of one prompt, so it must be at least 2"
+            f"rl_config.rollout_correction_low is {rl.rollout_correction_low}, not below rollout_correction_high "
+            f"{rl.rollout_correction_high}; lower it"
         )
+
+
+def _check_group(config: RunConfig) -> None:
+    rl = config.rl_config
+    alone = rl.advantage_estimator == "reinforce_plus_plus" and rl.advantage_scale != "group"
+    if rl.num_generations < 2 and not (alone and not rl.dynamic_sampling):
+        raise UserError(
+            f"rl_config.num_generations is {rl.num_generations}; an advantage compares completions of one prompt, "
+            "so it must be at least 2"
+        )
+    if rl.dynamic_sampling and rl.max_refills < 1:
+        raise UserError("rl_config.max_refills is 0 with dynamic_sampling; give it at least 1 round, or turn that off")
+
+
+def _check_loss(config: RunConfig) -> None:
+    """Combinations of which one part would have no meaning."""
+    rl = config.rl_config
+    if rl.dual_clip and rl.dual_clip <= 1.0:
+        raise UserError(f"rl_config.dual_clip is {rl.dual_clip}; it must be above 1, or 0 for none")
+    if rl.dual_clip and rl.policy_loss != "clip":
+        raise UserError(f"rl_config.dual_clip belongs to policy_loss clip, not {rl.policy_loss}; leave it out")
+    if rl.policy_loss == "reinforce" and rl.importance_level == "sequence":
+        raise UserError(
+            "rl_config.policy_loss reinforce has no ratio, so importance_level sequence has no meaning; leave it out"
+        )
+    if rl.loss_constant and rl.loss_aggregation != "constant":
+        raise UserError(
+            f"rl_config.loss_constant belongs to loss_aggregation constant, not {rl.loss_aggregation}; leave it out"
+        )
+    in_reward = rl.beta > 0 and rl.kl_place == "reward"
+    if in_reward and (rl.kl_gradient != "same" or rl.kl_importance_weighted):
+        raise UserError(
+            "rl_config.kl_gradient and kl_importance_weighted belong to kl_place loss: a reward has no gradient; "
+            "leave them out"
+        )
+    if rl.kl_controller == "adaptive" and rl.beta == 0:
+        raise UserError("rl_config.kl_controller is adaptive, but beta is 0 and stays 0; give beta a value to start at")
+    completion = config.generate_config.sampling_config.max_tokens
+    if rl.overlong_buffer > completion:
+        raise UserError(
+            f"rl_config.overlong_buffer is {rl.overlong_buffer}, more than "
+            f"generate_config.sampling_config.max_tokens {completion}; lower it"
+        )
+    if rl.pack_length and not rl.packing:
+        raise UserError("rl_config.pack_length is given, but packing is off; turn it on")
 
 
 def _check_lengths(config: RunConfig) -> None:
@@ -177,44 +230,24 @@ def _check_lengths(config: RunConfig) -> None:
 
 
 def _check_batches(config: RunConfig) -> None:
-    """Every completion of a step goes through every model once, so batches must use them up exactly."""
+    """Rows that do not fill a batch are masked; what would leave every batch mostly empty is a mistake."""
     rl, actor = config.rl_config, config.actor_config.parallel_config
-    generator = config.generate_config.parallel_config.data_parallel
-    made = (
-        f"one step makes chunk_size {rl.chunk_size} * generator's data_parallel {generator} * num_rollouts "
-        f"{rl.num_rollouts} * num_generations {rl.num_generations} = {_completions(config)} completions"
-    )
-    needed = (
-        f"the training batch: batch_size {rl.batch_size} * actor's data_parallel {actor.data_parallel} * "
-        f"micro_batch_num {actor.micro_batch_num}"
-    )
-    batch = rl.batch_size * actor.data_parallel * actor.micro_batch_num
-    if _completions(config) % batch:
-        raise UserError(f"{made}, no multiple of {needed} = {batch}; {_rollouts(config, batch)} would do")
-    forward = [("generate_config.infer_model_batch_size", config.generate_config.infer_model_batch_size, generator)]
-    if rl.beta > 0:
-        reference = config.ref_config
-        rows = reference.ref_model_batch_size
-        forward.append(("ref_config.ref_model_batch_size", rows, reference.parallel_config.data_parallel))
-    for key, rows, copies in forward:
-        if _completions(config) % (rows * copies):
-            of_each, rest = divmod(_completions(config), copies)
-            works = _rollouts(config, copies) if rest else f"{key} {_around(rows, _divisors(of_each))}"
-            raise UserError(f"{made}, no multiple of {key} {rows} * its data_parallel {copies}; {works} would do")
-
-
-def _completions(config: RunConfig) -> int:
-    """How many completions one step makes."""
-    rl = config.rl_config
     prompts = rl.chunk_size * config.generate_config.parallel_config.data_parallel * rl.num_rollouts
-    return prompts * rl.num_generations
-
-
-def _rollouts(config: RunConfig, batch: int) -> str:
-    """The nearest numbers of rollouts whose completions make whole batches."""
-    rollouts = config.rl_config.num_rollouts
-    step = batch // math.gcd(batch, _completions(config) // rollouts)
-    return f"rl_config.num_rollouts {_around(rollouts, range(step, rollouts + step + 1, step))}"
+    completions = prompts * rl.num_generations
+    made = (
+        f"one step makes chunk_size {rl.chunk_size} * generator's data_parallel "
+        f"{config.generate_config.parallel_config.data_parallel} * num_rollouts {rl.num_rollouts} * num_generations "
+        f"{rl.num_generations} = {completions} completions"
+    )
+    if rl.mini_batch_size > completions:
+        raise UserError(f"{made}, fewer than rl_config.mini_batch_size {rl.mini_batch_size}; lower it")
+    batch = rl.batch_size * actor.data_parallel * actor.micro_batch_num
+    if batch > completions:
+        raise UserError(
+            f"{made}, fewer than the training batch: batch_size {rl.batch_size} * actor's data_parallel "
+            f"{actor.data_parallel} * micro_batch_num {actor.micro_batch_num} = {batch}; lower one of these or raise "
+            "num_rollouts"
+        )
 
 
 def _divisors(number: int) -> list[int]:
@@ -250,7 +283,9 @@ _CHECKS: tuple[tuple[str, Callable[[RunConfig], None]], ...] = (
     ("reward_config", _check_rewards),
     ("generate_config", _check_stop_ids),
     ("rl_config", _check_on_policy),
+    ("rl_config", _check_correction),
     ("rl_config", _check_group),
+    ("rl_config", _check_loss),
     ("rl_config", _check_lengths),
     ("rl_config", _check_batches),
 )

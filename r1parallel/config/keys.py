@@ -68,3 +68,11 @@ def nearest(name: str, known: Sequence[str]) -> str | None:
     for word in difflib.get_close_matches(name.split(".")[-1], by_word, n=1, cutoff=0.7):
         return difflib.get_close_matches(name, by_word[word], n=1, cutoff=0.0)[0]
     return None
+
+
+def closest(name: str, known: Sequence[str]) -> str | None:
+    """The known word that `name` was probably meant to be, whatever its capitals and signs, or None."""
+    plain = {re.sub("[^a-z0-9]", "", word): word for word in known}
+    for word in difflib.get_close_matches(re.sub("[^a-z0-9]", "", name.lower()), plain, n=1, cutoff=0.6):
+        return plain[word]
+    return None

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 from typing import Any
 
+from r1parallel.config.presets import PRESETS
 from r1parallel.config.schema import RunConfig
 from r1parallel.errors import UserError
 
@@ -22,6 +23,7 @@ _AT_LEAST_ONE = (
     "rl_config.num_rollouts",
     "rl_config.chunk_size",
     "rl_config.num_iterations",
+    "rl_config.kl_horizon",
     "rl_config.save_max_ckpt_num",
     "rl_config.save_prompt_completions_interval",
     "sft_config.epochs",
@@ -34,6 +36,7 @@ _AT_LEAST_ONE = (
     "generate_config.infer_model_batch_size",
     "generate_config.max_prompt_length",
     "generate_config.sampling_config.max_tokens",
+    "reward_config.memory_limit",
     "context.max_call_depth",
     *(f"{layout}.{name}" for layout in _LAYOUTS for name in _LAYOUT_NUMBERS),
 )
@@ -42,6 +45,8 @@ _ABOVE_ZERO = (
     "actor_config.lr_schedule.decay_steps",
     "actor_config.optimizer.eps",
     "reward_config.time_limit",
+    "rl_config.kl_target",
+    "rl_config.rollout_correction_high",
     "context.wait_limit",
     "generate_config.sampling_config.repetition_penalty",
     "generate_config.sampling_config.top_p",
@@ -53,6 +58,17 @@ _AT_LEAST_ZERO = (
     "rl_config.epsilon_low",
     "rl_config.epsilon_high",
     "rl_config.beta",
+    "rl_config.mini_batch_size",
+    "rl_config.pack_length",
+    "rl_config.max_refills",
+    "rl_config.overlong_buffer",
+    "rl_config.overlong_penalty",
+    "rl_config.dual_clip",
+    "rl_config.loss_constant",
+    "rl_config.kl_clamp",
+    "rl_config.entropy_coef",
+    "rl_config.rollout_correction_low",
+    "rl_config.rollout_gap_limit",
     "rl_config.save_ckpt_interval",
     "sft_config.max_steps",
     "sft_config.seed",
@@ -66,15 +82,16 @@ _AT_LEAST_ZERO = (
     "generate_config.sampling_config.min_tokens",
     "generate_config.sampling_config.temperature",
     "generate_config.sampling_config.top_k",
+    "reward_config.num_workers",
     "context.device_id",
     "monitor_config.num_samples",
 )
 _BELOW_ONE = (
-    "rl_config.epsilon_low",
     "actor_config.optimizer.adam_beta1",
     "actor_config.optimizer.adam_beta2",
 )
 _AT_MOST_ONE = (
+    "rl_config.epsilon_low",  # 1: the ratio has no lower limit
     "generate_config.sampling_config.top_p",
     "monitor_config.host_max_memory_threshold",
 )
@@ -88,9 +105,28 @@ _RULES: tuple[tuple[Sequence[str], str, Callable[[float], bool]], ...] = (
     (_AT_MOST_ONE, "at most 1", lambda value: value <= 1),
     (_SEEDS, f"at most {LARGEST_SEED}", lambda value: value <= LARGEST_SEED),
 )
+KL_ESTIMATORS = ("k1", "k2", "k3", "abs")
 _KNOWN_NAMES = {
     "actor_config.lr_schedule.lr_decay_style": ("cosine", "linear", "constant"),
     "actor_config.optimizer.type": ("adamw", "momentum"),
+    "rl_config.algorithm": tuple(PRESETS),
+    "rl_config.overlong": ("keep", "mask", "penalty"),
+    "rl_config.advantage_estimator": ("group", "rloo", "reinforce_plus_plus"),
+    "rl_config.advantage_scale": ("group", "batch", "none"),
+    "rl_config.policy_loss": ("clip", "cispo", "reinforce"),
+    "rl_config.importance_level": ("token", "sequence"),
+    "rl_config.loss_aggregation": ("sequence_mean", "token_mean", "constant"),
+    "rl_config.kl_estimator": KL_ESTIMATORS,
+    "rl_config.kl_gradient": ("same", *KL_ESTIMATORS),
+    "rl_config.kl_place": ("loss", "reward"),
+    "rl_config.kl_controller": ("fixed", "adaptive"),
+    "rl_config.rollout_correction": (
+        "none",
+        "token_truncate",
+        "token_mask",
+        "sequence_truncate",
+        "sequence_mask",
+    ),
     "context.device_target": ("CPU", "Ascend"),
     "context.compute_dtype": ("float32", "bfloat16"),
 }

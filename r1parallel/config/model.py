@@ -1,4 +1,4 @@
-"""Sizes of a Qwen2.5 model, from our model.yaml or a Hugging Face config.json."""
+"""Sizes of a Qwen2.5 model, from our model.yaml, a Hugging Face config.json or a mindformers YAML."""
 
 import json
 from dataclasses import asdict, dataclass, fields
@@ -21,6 +21,46 @@ _HF_KEYS = {
     "rope_theta": "rope_theta",
     "max_position_embeddings": "max_position_embeddings",
     "tie_word_embeddings": "tie_word_embeddings",
+}
+# mindformers' key in model.model_config → ours; "" is only checked. LlamaConfig and Qwen2Config name some differently.
+MINDFORMERS_SIZES = {
+    "type": "",
+    "hidden_size": "hidden_size",
+    "num_layers": "num_layers",
+    "num_heads": "num_heads",
+    "n_kv_heads": "num_kv_heads",
+    "num_key_value_heads": "num_kv_heads",
+    "vocab_size": "vocab_size",
+    "intermediate_size": "intermediate_size",
+    "rms_norm_eps": "rms_norm_eps",
+    "theta": "rope_theta",
+    "rope_theta": "rope_theta",
+    "rotary_emb_base": "rope_theta",
+    "max_position_embeddings": "max_position_embeddings",
+    "max_position_embedding": "max_position_embeddings",
+    "tie_word_embeddings": "tie_word_embeddings",
+    "qkv_has_bias": "",
+    "hidden_act": "",
+    "extend_method": "",
+    "scaling_factor": "",
+    "emb_dropout_prob": "",
+    "attention_dropout": "",
+    "hidden_dropout": "",
+    "rotary_pct": "",
+    "multiple_of": "",
+    "ffn_dim_multiplier": "",
+}
+# What the computation relies on, and the values that say so.
+_MINDFORMERS_NEEDED: dict[str, tuple[object, ...]] = {
+    "type": ("LlamaConfig", "Qwen2Config"),
+    "qkv_has_bias": (True,),
+    "hidden_act": ("silu",),
+    "extend_method": ("None", None),
+    "scaling_factor": (1, 1.0),
+    "emb_dropout_prob": (0, 0.0),
+    "attention_dropout": (0, 0.0),
+    "hidden_dropout": (0, 0.0),
+    "rotary_pct": (1, 1.0),
 }
 
 
@@ -95,7 +135,7 @@ class ModelConfig:
 
 
 def load_model_config(path: str | Path) -> ModelConfig:
-    """Read a model.yaml of ours, a config.json, or a folder that holds either.
+    """Read a model.yaml of ours, a config.json, a mindformers YAML, or a folder that holds one of the first two.
 
     Raises:
         UserError: the file is missing, is no Qwen2 model, or lacks or adds a key.
@@ -112,7 +152,9 @@ def load_model_config(path: str | Path) -> ModelConfig:
         raise UserError(f"{path}: not readable as YAML or JSON: {error}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected keys and values")
-    return _from_hf(raw, path) if path.suffix == ".json" else _from_ours(raw, path)
+    if path.suffix == ".json":
+        return _from_hf(raw, path)
+    return _from_mindformers(raw, path) if "model" in raw else _from_ours(raw, path)
 
 
 def _from_ours(raw: dict, path: Path) -> ModelConfig:
@@ -138,6 +180,26 @@ def _from_hf(raw: dict, path: Path) -> ModelConfig:
         raw = {"rope_theta": rope["rope_theta"], **raw}
     raw = {"rope_theta": 10000.0, **raw}  # what transformers assumes where the file is silent
     return _build({ours: raw[hf] for hf, ours in _HF_KEYS.items() if hf in raw}, path)
+
+
+def _from_mindformers(raw: dict, path: Path) -> ModelConfig:
+    """The rest of such a file is read by `model_files`."""
+    model = raw["model"].get("model_config") if isinstance(raw["model"], dict) else None
+    if not isinstance(model, dict):
+        raise UserError(f"{path}: model holds no model_config with the sizes")
+    if model.get("type") == "LlamaConfig":  # whose default is off; Qwen2Config has biases always
+        model = {"qkv_has_bias": False, **model}
+    for key, known in _MINDFORMERS_NEEDED.items():
+        if key in model and model[key] not in known:
+            raise UserError(f"{path}: model.model_config.{key} is {model[key]!r}; only {known[0]!r} is supported")
+    sizes: dict[str, object] = {}
+    for key, ours in MINDFORMERS_SIZES.items():
+        if not ours or model.get(key) is None:
+            continue
+        if sizes.setdefault(ours, model[key]) != model[key]:
+            raise UserError(f"{path}: model.model_config.{key} is {model[key]!r}, but another key says {sizes[ours]!r}")
+    heads = {"num_kv_heads": model["num_heads"]} if "num_heads" in model else {}
+    return _build({"rope_theta": 10000.0, **heads, **sizes}, path)  # mindformers' defaults where the file is silent
 
 
 def _build(values: dict, path: Path) -> ModelConfig:

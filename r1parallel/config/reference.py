@@ -14,16 +14,20 @@ _INTRODUCTION = """\
 
 This page is made from `r1parallel/config/schema.py` by `python -m r1parallel.config.reference`.
 
-A run starts from the defaults, then reads the YAML file of `--config`, then the flags of the command line.
-Every key is also a flag: `--actor_config.lr_schedule.lr 1e-6` or `--actor_config.lr_schedule.lr=1e-6`.
+A run starts from the defaults, then takes the preset of `rl_config.algorithm`, wherever that is given, then the YAML
+file of `--config`, then the flags of the command line. The presets are in `r1parallel/config/presets.py`.
+Every key is also a flag: `--actor_config.lr_schedule.lr 1e-6`, `--actor_config.lr_schedule.lr=1e-6` or
+`actor_config.lr_schedule.lr=1e-6`.
 A flag is stronger than the file, but only for the key it names; of a flag given twice, the last counts.
 Lists are separated by commas. A flag of a true-or-false key may stand alone and then means true.
 
 A key or section that is unknown, or that the command has no use for, is refused with the nearest known name.
 So are values of another type, empty values and keys given twice.
 
-A relative `model_config` in a file starts at the file's folder. All other paths start at the working
-directory.
+Files and flags of mindrlhf, mindformers and MindSpeed-RL are understood, see [migration](migration.md).
+
+A relative `model_config` in a file starts at the file's folder, or, where that has no such file, at the working
+directory. All other paths start at the working directory.
 
 The shipped files lie in `model_configs/<model>/`: `model.yaml` (sizes), `sft.yaml`, `grpo.yaml` and
 `predict.yaml`.

@@ -82,7 +82,9 @@ class RewardConfig:
 
     verifier_function: list[str] = field(default_factory=lambda: ["accuracy_reward", "format_reward"])
     verifier_weight: list[float] = field(default_factory=lambda: [1.0, 1.0])  # one for each function
-    time_limit: float = 5.0  # seconds that one symbolic comparison may take
+    time_limit: float = 5.0  # seconds that one function may take for one completion
+    num_workers: int = 0  # processes that compute the scores; 0: one for each CPU, 8 at most
+    memory_limit: int = 2048  # MiB that such a process may allocate
 
 
 @dataclass
@@ -114,7 +116,7 @@ class GenerateConfig:
 
 @dataclass
 class RLConfig:
-    """The GRPO loop. Prompts per step = chunk_size × generator's data_parallel × num_rollouts."""
+    """The reinforcement learning loop. Prompts per step = chunk_size × generator's data_parallel × num_rollouts."""
 
     model_name: str = "qwen2_5"  # a name for logs and the report
     dataset_file: str = ""  # MindRecord of preprocess_data
@@ -122,16 +124,46 @@ class RLConfig:
     output_dir: str = "runs/grpo"  # the run's folder: metrics, samples, checkpoints, report
     epochs: int = 1  # passes over the data set
     max_steps: int = 0  # stop after so many steps; 0: epochs decide
+    algorithm: str = "grpo"  # preset of the keys that are not given, see docs/algorithms.md
     batch_size: int = 1  # rows of one training micro-batch on one data-parallel rank
+    mini_batch_size: int = 0  # completions of one optimizer update; 0: batch_size × data_parallel × micro_batch_num
     seq_length: int = 4096  # longest prompt + completion
     seed: int = 0  # of sampling and of the order of prompts
     num_generations: int = 8  # completions of one prompt (the group)
     num_rollouts: int = 4  # chunks of prompts in one step
     chunk_size: int = 1  # prompts in one chunk
     num_iterations: int = 1  # optimizer passes over one step's completions
+    packing: bool = False  # several completions with their prompts in one row of the training graph
+    pack_length: int = 0  # tokens of a packed row; 0: longest prompt + max_tokens
+    dynamic_sampling: bool = False  # groups whose rewards are all equal give way to groups of other prompts
+    max_refills: int = 3  # rounds of other prompts in one step
+    overlong: str = "keep"  # completions cut off at max_tokens: keep | mask (left out of the loss) | penalty
+    overlong_buffer: int = 0  # last tokens over which the penalty grows; 0: a fifth of max_tokens
+    overlong_penalty: float = 1.0  # taken off the reward of a completion that is cut off
+    advantage_estimator: str = "group"  # baseline: group (mean) | rloo (the others) | reinforce_plus_plus (none)
+    advantage_scale: str = "group"  # divide by the standard deviation of the group | batch, or by nothing: none
+    policy_loss: str = "clip"  # clip (PPO) | cispo (clipped weight on the log-prob) | reinforce (no ratio)
+    importance_level: str = "token"  # ratio of each token | of the whole sequence (GSPO)
     epsilon_low: float = 0.2  # the ratio is clipped to [1 - epsilon_low, 1 + epsilon_high]
     epsilon_high: float = 0.2  # see epsilon_low
+    dual_clip: float = 0.0  # largest ratio that counts against a negative advantage; 0: none
+    loss_aggregation: str = "sequence_mean"  # sequence_mean | token_mean | constant (sum / rows / loss_constant)
+    loss_constant: int = 0  # see loss_aggregation; 0: max_tokens
     beta: float = 0.01  # weight of the KL term; 0: no reference model is kept
+    kl_estimator: str = "k3"  # k1 | k2 | k3 | abs
+    kl_gradient: str = "same"  # estimator whose gradient is taken: same | k1 | k2 | k3 | abs
+    kl_place: str = "loss"  # loss | reward
+    kl_importance_weighted: bool = False  # KL term times the ratio, which makes its gradient unbiased
+    kl_clamp: float = 0.0  # log ratios of the KL term are clamped to ±this, in nats; 0: not
+    kl_controller: str = "fixed"  # fixed | adaptive: beta follows kl_target
+    kl_target: float = 6.0  # KL of a completion, in nats, that the adaptive beta steers to
+    kl_horizon: int = 10000  # completions over which the adaptive beta moves by its own size
+    entropy_coef: float = 0.0  # weight of the entropy bonus
+    calculate_entropy: bool = False  # the policy's entropy as a metric
+    rollout_correction: str = "none"  # none | token_truncate | token_mask | sequence_truncate | sequence_mask
+    rollout_correction_low: float = 0.0  # masked below this ratio of training to rollout probability
+    rollout_correction_high: float = 2.0  # truncated or masked above this ratio
+    rollout_gap_limit: float = 0.1  # mean |training - rollout log-prob| that stops the run, in nats; 0: none
     resume_training: bool = False  # go on from the newest checkpoint in the run's folder
     save_strategy_dir: str = "./strategy/"  # strategy files of this run
     save_ckpt_interval: int = 5  # steps between checkpoints; 0: only the last

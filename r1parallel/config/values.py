@@ -42,12 +42,15 @@ def from_yaml(value: Any, kind: Any) -> Any:
 def from_text(text: str, kind: Any) -> Any:
     """The text behind a flag as `kind`; lists are separated by commas, an empty text is an empty list.
 
+    Brackets around a list and quotation marks around its items, as Hydra has them, are left out.
+
     Raises:
         ValueError: the text is no such value.
 
     """
     if get_origin(kind) is list:
-        return [from_text(item.strip(), get_args(kind)[0]) for item in text.split(",")] if text else []
+        text = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+        return [from_text(item.strip(" \"'"), get_args(kind)[0]) for item in text.split(",")] if text else []
     if kind is bool:
         if text.lower() not in ("true", "false"):
             raise ValueError("neither true nor false")

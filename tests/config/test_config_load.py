@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 
 from r1parallel.config import RunConfig, load_config
 from r1parallel.config.load import GRPO_SECTIONS, PREDICT_SECTIONS, SFT_SECTIONS
+from r1parallel.config.presets import PRESETS
 from r1parallel.config.values import from_text, from_yaml, value_text
 from r1parallel.errors import UserError
 
@@ -213,6 +214,45 @@ def test_wrong_override_names_its_flag(name, text, words):
     with pytest.raises(UserError) as error:
         load_config(None, {name: text}, GRPO_SECTIONS)
     assert words in str(error.value)
+
+
+def test_a_preset_is_weaker_than_the_file_and_the_file_than_the_command_line(load):
+    text = "rl_config:\n  algorithm: dapo\n  epsilon_high: 0.3\n  beta: 0.5\n"
+    rl = load(text, {"rl_config.beta": "0.25"}).rl_config
+    assert (rl.algorithm, rl.loss_aggregation, rl.dynamic_sampling, rl.overlong) == (
+        "dapo",
+        "token_mean",
+        True,
+        "penalty",
+    )
+    assert (rl.epsilon_low, rl.epsilon_high, rl.beta) == (0.2, 0.3, 0.25)
+
+
+def test_the_command_line_picks_the_preset(load):
+    rl = load("rl_config:\n  algorithm: dapo\n", {"rl_config.algorithm": "dr_grpo"}).rl_config
+    assert (rl.algorithm, rl.loss_aggregation, rl.advantage_scale) == ("dr_grpo", "constant", "none")
+    assert rl.dynamic_sampling is False
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_every_preset_gives_its_values_and_no_others(name):
+    config = load_config(None, {"rl_config.algorithm": name}, GRPO_SECTIONS)
+    expected = RunConfig()
+    vars(expected.rl_config).update(PRESETS[name], algorithm=name)
+    assert config == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("DAPO", "rl_config.algorithm is 'DAPO'; did you mean dapo?"),
+        ("Dr.GRPO", "did you mean dr_grpo?"),
+        ("reinforce++", "did you mean reinforce_plus_plus?"),
+        ("xyz", "rl_config.algorithm is 'xyz'; known: grpo, dr_grpo,"),
+    ],
+)
+def test_unknown_algorithm_is_refused_with_the_nearest(load, name, words):
+    assert words in refusal(load, f"rl_config:\n  algorithm: {name}\n")
 
 
 KINDS = {

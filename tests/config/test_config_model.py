@@ -166,3 +166,58 @@ def test_tied_head_has_no_parameter_of_its_own():
     tied = ModelConfig(**SIZES, tie_word_embeddings=True).parameter_shapes()
     assert "lm_head.weight" not in tied
     assert tied.keys() | {"lm_head.weight"} == ModelConfig(**SIZES).parameter_shapes().keys()
+
+
+def mindformers(folder, **changes):
+    """A mindformers file of SIZES; the changes are of its model_config."""
+    values = {
+        "type": "LlamaConfig",
+        "qkv_has_bias": True,
+        "theta": 5000.0,
+        **SIZES,
+        "n_kv_heads": SIZES["num_kv_heads"],
+    }
+    del values["num_kv_heads"]
+    values = {key: value for key, value in {**values, **changes}.items() if value is not ...}
+    return write_yaml(folder, json.dumps({"model": {"model_config": values, "arch": {"type": "LlamaForCausalLM"}}}))
+
+
+def test_mindformers_file_gives_every_size(tmp_path):
+    path = mindformers(
+        tmp_path, rms_norm_eps=0.001, max_position_embedding=128, tie_word_embeddings=True, use_past=True
+    )
+    assert load_model_config(path) == ModelConfig(
+        **SIZES, rms_norm_eps=0.001, rope_theta=5000.0, max_position_embeddings=128, tie_word_embeddings=True
+    )
+
+
+def test_mindformers_names_of_qwen2(tmp_path):
+    changes = {"type": "Qwen2Config", "qkv_has_bias": ..., "n_kv_heads": ..., "theta": ...}
+    path = mindformers(tmp_path, **changes, num_key_value_heads=2, rope_theta=7.0)
+    assert load_model_config(path) == ModelConfig(**SIZES, rope_theta=7.0)
+    assert load_model_config(mindformers(tmp_path, n_kv_heads=..., theta=...)).num_kv_heads == SIZES["num_heads"]
+    assert load_model_config(mindformers(tmp_path, theta=...)).rope_theta == 10000.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"type": "GLM4Config"}, "model.model_config.type is 'GLM4Config'"),
+        ({"qkv_has_bias": ...}, "model.model_config.qkv_has_bias is False; only True is supported"),
+        ({"extend_method": "NTK"}, "extend_method is 'NTK'"),
+        ({"emb_dropout_prob": 0.1}, "emb_dropout_prob is 0.1"),
+        ({"theta": 1.0, "rotary_emb_base": 2}, "rotary_emb_base is 2, but another key says 1.0"),
+        ({"intermediate_size": ...}, "intermediate_size"),
+        ({"hidden_size": "64"}, "hidden_size is '64'; expected int"),
+    ],
+)
+def test_mindformers_file_that_we_cannot_run_is_refused(tmp_path, changes, words):
+    with pytest.raises(UserError) as refusal:
+        load_model_config(mindformers(tmp_path, **changes))
+    assert str(tmp_path) in str(refusal.value)
+    assert words in str(refusal.value)
+
+
+def test_mindformers_file_without_sizes_is_refused(tmp_path):
+    with pytest.raises(UserError, match="model holds no model_config"):
+        load_model_config(write_yaml(tmp_path, "model: {arch: {}}\n"))
