@@ -48,8 +48,9 @@ EXTRAS_REQUIRE = {
         "setuptools>=68",
         "types-PyYAML>=6,<7",
     ],
-    # Judges of our numbers, and gguf for a pretrained model to judge with.
-    "parity": ["torch==2.13.0", "transformers==4.57.1", *SMOLLM2_REQUIRES],
+    # Judges of our numbers, and gguf for a pretrained model to judge with. trl needs pyarrow 21, mindformers pins 19:
+    # these two extras cannot stand in one environment.
+    "parity": ["torch==2.13.0", "transformers==4.57.1", "trl==1.16.0", "datasets>=4.7,<6", *SMOLLM2_REQUIRES],
     "mindformers": ["mindformers==1.9.0"],
     "smollm2": SMOLLM2_REQUIRES,
 }

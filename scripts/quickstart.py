@@ -8,10 +8,6 @@ import argparse
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,44 +15,12 @@ from r1parallel.atomic import replacing
 from r1parallel.config.tiny import tiny_grpo_flags
 from r1parallel.errors import UserError, run_command
 from r1parallel.monitor.report import write_report
+from r1parallel.recipe.commands import Stages
 
 ROOT = Path(__file__).resolve().parent.parent
 NUM_TRAIN, NUM_TEST, SLIP = 3000, 500, 0.65
 NUM_RANKS = 4  # of GRPO: dp2 · tp2 for actor, generator and reference
 STAGE_LIMIT = 900  # seconds; a stage that takes longer is stuck
-
-
-class Stages:
-    """Runs the commands, each in a process group of its own, and keeps their seconds."""
-
-    def __init__(self, log: Path):
-        self.seconds: dict[str, float] = {}
-        self._log = log
-
-    def run(self, stage: str, script: str, *flags: object) -> str:
-        """Run one command and return the last line that it printed.
-
-        Raises:
-            UserError: it failed or took longer than `STAGE_LIMIT`; the log says more.
-        """
-        words = [sys.executable, str(ROOT / script), *map(str, flags)]
-        print(f"[{stage}] python {script} {' '.join(map(str, flags))}", flush=True)
-        began = time.perf_counter()
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=None, text=True, start_new_session=True)
-        try:
-            printed, _ = process.communicate(timeout=STAGE_LIMIT)
-        except BaseException as error:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            if isinstance(error, subprocess.TimeoutExpired):
-                raise UserError(f"{stage}: no end after {STAGE_LIMIT} seconds") from None
-            raise
-        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - began, 1)
-        with self._log.open("a", encoding="utf-8") as stream:
-            stream.write(f"$ {script} {' '.join(map(str, flags))}\n{printed}")
-        if process.returncode:
-            raise UserError(f"{stage}: {script} ended with exit code {process.returncode}; see above")
-        return printed.strip().splitlines()[-1] if printed.strip() else ""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -67,7 +31,7 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     out = Path(args.output_dir)
     fresh_folder(out)
-    stages = Stages(out / "stages.log")
+    stages = Stages(ROOT, out / "stages.log", STAGE_LIMIT)
     data, tokenizer = out / "data", out / "data" / "tokenizer"
     configs = Path(os.path.relpath(ROOT / "model_configs" / "tiny"))
     make_data(stages, data, tokenizer, args.seed)

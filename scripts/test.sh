@@ -3,11 +3,15 @@
 #
 #     bash scripts/test.sh                       all of it
 #     bash scripts/test.sh tests/config -k keys  only pytest, with these arguments (paths start at the project root)
-#     R1_PARITY=1 bash scripts/test.sh           also the tests that compare with torch and transformers
-#     R1_MINDFORMERS=1 bash scripts/test.sh      also the tests that compare with mindformers; both may be set
+#     R1_PARITY=1 bash scripts/test.sh           also the tests that compare with torch, transformers and trl
+#     R1_MINDFORMERS=1 bash scripts/test.sh      also the tests that compare with mindformers; not both at once
 set -euo pipefail
 
 root="$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)"
+if [[ ${R1_PARITY:-0} == 1 && ${R1_MINDFORMERS:-0} == 1 ]]; then
+    echo "R1_PARITY and R1_MINDFORMERS ask for other versions of pyarrow: set one of them, and R1_VENV for each" >&2
+    exit 2
+fi
 extras=test
 if [[ ${R1_PARITY:-0} == 1 ]]; then extras+=,parity; fi
 if [[ ${R1_MINDFORMERS:-0} == 1 ]]; then extras+=,mindformers; fi
@@ -21,8 +25,8 @@ step() {
 
 warn_of_skips() {
     local have='import sys; from importlib.util import find_spec; sys.exit(not all(map(find_spec, sys.argv[1:])))'
-    if ! "$python" -c "$have" torch transformers; then
-        printf '\n!! torch and transformers are not both installed: the parity tests will be SKIPPED.\n'
+    if ! "$python" -c "$have" torch transformers trl; then
+        printf '\n!! torch, transformers and trl are not all installed: the parity tests will be SKIPPED.\n'
         printf '!! To run them too: R1_PARITY=1 bash scripts/test.sh\n'
     fi
     if ! "$python" -c "$have" mindformers; then

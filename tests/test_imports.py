@@ -16,6 +16,7 @@ LAYERS = (
     {"generation"},
     {"training"},
     {"rl"},
+    {"recipe"},
 )
 SAME_LAYER = {
     ("models", "checkpoint"),  # a model takes its slices from a checkpoint's source

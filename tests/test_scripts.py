@@ -170,11 +170,17 @@ def test_arguments_mean_only_pytest(project, run):
     assert installs(project / ".venv")[-1] == "-e .[test,parity]"
 
 
-@pytest.mark.parametrize("parity, extras", [("0", "test,mindformers"), ("1", "test,parity,mindformers")])
-def test_mindformers_is_installed_when_asked_for(project, run, parity, extras):
-    result = run("test.sh", "tests/parity", R1_PARITY=parity, R1_MINDFORMERS="1")
+def test_mindformers_is_installed_when_asked_for(project, run):
+    result = run("test.sh", "tests/parity", R1_MINDFORMERS="1")
     assert result.stdout.strip() == "== pytest tests/parity"
-    assert installs(project / ".venv") == [f"-e .[{extras}]"]
+    assert installs(project / ".venv") == ["-e .[test,mindformers]"]
+
+
+def test_judges_that_need_other_versions_are_refused_together(project, run):
+    result = run("test.sh", "tests/parity", R1_PARITY="1", R1_MINDFORMERS="1")
+    assert result.returncode == 2
+    assert "set one of them" in result.stderr
+    assert not (project / ".venv").exists()
 
 
 def test_the_first_failing_check_ends_it_and_skips_are_announced(tmp_path, project, run):

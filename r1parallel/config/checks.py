@@ -198,7 +198,7 @@ def _check_loss(config: RunConfig) -> None:
         )
     if rl.loss_constant and rl.loss_aggregation != "constant":
         raise UserError(
-            f"rl_config.loss_constant belongs to loss_aggregation constant, not {rl.loss_aggregation}; leave it out"
+            f"rl_config.loss_constant belongs to loss_aggregation constant, not {rl.loss_aggregation}; set it to 0"
         )
     in_reward = rl.beta > 0 and rl.kl_place == "reward"
     if in_reward and (rl.kl_gradient != "same" or rl.kl_importance_weighted):

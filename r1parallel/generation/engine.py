@@ -35,13 +35,15 @@ class Completions:
     Attributes:
         tokens: int32 [N, C]; the stop id that ended a completion is its last token.
         lengths: int32 [N], at least 1.
-        logps: float32 [N, C], log-probs of the tokens under the model at temperature 1.
+        logps: float32 [N, C], log-probs of the tokens under the model at the sampling temperature (greedy: at 1).
+        drawn_logps: float32 [N, C], under the distribution that they were drawn from, after all cuts and penalties.
         stopped: bool [N]; False: cut off at C tokens.
     """
 
     tokens: np.ndarray
     lengths: np.ndarray
     logps: np.ndarray
+    drawn_logps: np.ndarray
     stopped: np.ndarray
 
     def ids(self, row: int) -> list[int]:
@@ -175,6 +177,7 @@ class RolloutEngine:
             np.full((count, self.max_tokens), self.pad_id, np.int32),
             np.zeros(count, np.int32),
             np.zeros((count, self.max_tokens), np.float32),
+            np.zeros((count, self.max_tokens), np.float32),
             np.zeros(count, bool),
         )
         batches = -(-count // self.rows)
@@ -205,12 +208,12 @@ class RolloutEngine:
         noise = uniforms(seed, [samples[i] for i in chosen], self.max_tokens)
         seen = self._seen(tokens, starts)
         drawn = np.full((self.rows, self.max_tokens), self.pad_id, np.int32)
-        logps = np.zeros((self.rows, self.max_tokens), np.float32)
+        logps = np.zeros((2, self.rows, self.max_tokens), np.float32)
         lengths = np.full(self.rows, self.max_tokens, np.int32)
         stopped = np.zeros(self.rows, bool)
         device_starts, inputs, slots = Tensor(starts), Tensor(tokens), self._prompt_slots
         for step in range(self.max_tokens):
-            token_B1, logp_B1 = self._next_token(
+            token_B1, logps_B2 = self._next_token(
                 inputs,
                 slots,
                 device_starts,
@@ -218,7 +221,7 @@ class RolloutEngine:
                 Tensor(seen),
                 self._stop_bias(step),
             )
-            drawn[:, step], logps[:, step] = token_B1.asnumpy()[:, 0], logp_B1.asnumpy()[:, 0]
+            drawn[:, step], logps[:, :, step] = token_B1.asnumpy()[:, 0], logps_B2.asnumpy().T
             ends = ~stopped & np.isin(drawn[:, step], self.stop_ids)
             lengths[ends] = step + 1
             stopped |= ends
@@ -232,7 +235,7 @@ class RolloutEngine:
         rows = slice(first, first + real)
         inside = np.arange(self.max_tokens) < lengths[:real, None]
         result.tokens[rows] = np.where(inside, drawn[:real], self.pad_id)
-        result.logps[rows] = np.where(inside, logps[:real], 0.0)
+        result.logps[rows], result.drawn_logps[rows] = np.where(inside, logps[:, :real], 0.0)
         result.lengths[rows], result.stopped[rows] = lengths[:real], stopped[:real]
 
     def _seen(self, tokens_BP: np.ndarray, starts_B: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The flags that generate and evaluate share: short names for keys of the predict configuration."""
+"""The flags of generate and evaluate, most of them short names for keys of the predict configuration."""
 
 import argparse
 
@@ -6,6 +6,10 @@ from r1parallel.config.checks import check_compute_dtype
 from r1parallel.config.limits import LARGEST_SEED, check_limits
 from r1parallel.config.load import PREDICT_SECTIONS, load_config
 from r1parallel.config.schema import RunConfig
+from r1parallel.data.sources import DATASET_TYPES
+from r1parallel.data.templates import PROMPT_TYPES
+from r1parallel.errors import UserError
+from r1parallel.rewards import check_reward_names
 
 # flag → (key, help)
 _FLAGS = {
@@ -48,4 +52,36 @@ def read_flags(args: argparse.Namespace, **defaults: str) -> RunConfig:
     config = load_config(args.config, {**fallback, **given}, PREDICT_SECTIONS)
     check_limits(config, PREDICT_SECTIONS)
     check_compute_dtype(config)
+    return config
+
+
+def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
+    """Every flag of evaluate."""
+    add_flags(parser)
+    parser.add_argument("--dataset_type", required=True, choices=DATASET_TYPES)
+    parser.add_argument("--file_path", required=True, help="data set, as for preprocess_data.py")
+    parser.add_argument("--prompt_type", default="plain", choices=PROMPT_TYPES, help="template (default plain)")
+    parser.add_argument("--num_samples", type=int, default=1, help="answers to each problem (default 1)")
+    parser.add_argument("--num_rows", type=int, help="take only the first so many problems")
+    parser.add_argument("--verifier_function", help="the reward that is 1 for a right answer (default: the data set's)")
+    parser.add_argument("--output", help="also write one JSON line a problem, with its answers")
+
+
+def read_evaluate_flags(args: argparse.Namespace) -> RunConfig:
+    """The configuration of an evaluation.
+
+    Raises:
+        UserError: a number is out of its range, the verifier is unknown, several answers would all be equal, or
+            whatever `read_flags` refuses.
+    """
+    for flag in ("num_samples", "num_rows"):
+        if getattr(args, flag) is not None and getattr(args, flag) < 1:
+            raise UserError(f"--{flag} is {getattr(args, flag)}; it must be at least 1")
+    if args.verifier_function:
+        check_reward_names([args.verifier_function])
+    # One answer is the most probable one; several must differ to say anything.
+    greedy = args.num_samples == 1
+    config = read_flags(args, max_new_tokens="256", batch_size="32", temperature="0" if greedy else "1")
+    if not greedy and config.generate_config.sampling_config.temperature == 0:
+        raise UserError("--temperature is 0 with several samples, which would all be equal; use --num_samples 1")
     return config

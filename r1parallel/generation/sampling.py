@@ -25,6 +25,7 @@ class Sampler(nn.Cell):
         self.top_k = config.top_k if 0 < config.top_k < vocab_size else 0
         self.top_p = config.top_p if config.top_p < 1.0 else 0.0
         self.holds_back = config.min_tokens > 0
+        self.reshapes = bool(self.penalty != 1.0 or self.holds_back or self.top_k or self.top_p)
         self.vocab_size = vocab_size
         self.divide, self.times, self.hold_back = ops.RealDiv(), ops.Mul(), ops.BiasAdd()
         self.greater, self.greater_equal, self.select = ops.Greater(), ops.GreaterEqual(), ops.Select()
@@ -34,6 +35,7 @@ class Sampler(nn.Cell):
         self.sub, self.min, self.sum = ops.Sub(), ops.ReduceMin(keep_dims=True), ops.ReduceSum(keep_dims=True)
         self.scale, self.at_most, self.cast = ops.Mul(), ops.Minimum(), ops.Cast()
         self.argmax, self.reshape, self.pick = ops.Argmax(-1, ms.int32), ops.Reshape(), ops.GatherD()
+        self.join = ops.Concat(1)
 
     def adjusted(self, logits_BV: Tensor, seen_BV: Tensor, stop_bias_V: Tensor) -> Tensor:
         """Logits after penalty and held-back stop ids."""
@@ -61,18 +63,25 @@ class Sampler(nn.Cell):
     def construct(
         self, logits_BV: Tensor, uniform_B1: Tensor, seen_BV: Tensor, stop_bias_V: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The token, int32 [B, 1], and its log-prob under the model itself (temperature 1, nothing left out), [B, 1].
+        """The token, int32 [B, 1], and two log-probs of it side by side, [B, 2].
 
+        The first is under the model itself at this temperature (at 1 where the most probable token is taken), nothing
+        left out; the second under the distribution that was drawn from, where that is another.
         `seen_BV` (1 where a token occurred before) and `stop_bias_V` are read only where the settings need them.
         """
         adjusted_BV = self.adjusted(logits_BV, seen_BV, stop_bias_V)
         if self.temperature == 0.0:
             token_B1 = self.reshape(self.argmax(adjusted_BV), (-1, 1))
-        else:
-            share_BV = self.softmax(self.truncated(self.divide(adjusted_BV, self.temperature)))
-            total_BV = self.cumulative(share_BV, -1)
-            rows = logits_BV.shape[0]
-            whole_B1 = self.column(total_BV, (0, self.vocab_size - 1), (rows, self.vocab_size), (1, 1))
-            passed_BV = self.cast(self.less_equal(total_BV, self.scale(uniform_B1, whole_B1)), ms.float32)
-            token_B1 = self.cast(self.at_most(self.sum(passed_BV, -1), self.vocab_size - 1.0), ms.int32)
-        return token_B1, self.pick(self.log_softmax(logits_BV), 1, token_B1)
+            logp_B1 = self.pick(self.log_softmax(logits_BV), 1, token_B1)
+            return token_B1, self.join((logp_B1, logp_B1))
+        allowed_BV = self.truncated(self.divide(adjusted_BV, self.temperature))
+        share_BV = self.softmax(allowed_BV)
+        total_BV = self.cumulative(share_BV, -1)
+        rows = logits_BV.shape[0]
+        whole_B1 = self.column(total_BV, (0, self.vocab_size - 1), (rows, self.vocab_size), (1, 1))
+        passed_BV = self.cast(self.less_equal(total_BV, self.scale(uniform_B1, whole_B1)), ms.float32)
+        token_B1 = self.cast(self.at_most(self.sum(passed_BV, -1), self.vocab_size - 1.0), ms.int32)
+        model_BV = logits_BV if self.temperature == 1.0 else self.divide(logits_BV, self.temperature)
+        logp_B1 = self.pick(self.log_softmax(model_BV), 1, token_B1)
+        drawn_B1 = self.pick(self.log_softmax(allowed_BV), 1, token_B1) if self.reshapes else logp_B1
+        return token_B1, self.join((logp_B1, drawn_B1))

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import mindspore as ms
+import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 from mindspore.ops.auto_generate import FlashAttentionScore, InplaceIndexAddExt, RmsNorm
@@ -19,7 +20,7 @@ from mindspore.ops.auto_generate import FlashAttentionScore, InplaceIndexAddExt,
 from r1parallel.config.model import ModelConfig
 from r1parallel.errors import UserError
 from r1parallel.models.attention import Attention, CachedAttention, Rotate
-from r1parallel.models.geometry import Geometry, Positions
+from r1parallel.models.geometry import Geometry, PaddedRows, Positions
 from r1parallel.models.layers import Embedding, Linear, RMSNorm, TiedHead
 
 _HEAD_SIZES = 16  # the fused attention takes multiples of this
@@ -131,17 +132,18 @@ class FlashGeometry(Positions):
     nothing is not documented to be finite. No real query ever sees a padding key, so no other number changes.
     """
 
-    def __init__(self, config: ModelConfig, num_keys: int):
-        super().__init__(config, num_keys)
+    def __init__(self, config: ModelConfig, num_keys: int, rows: Callable[[int], nn.Cell] = PaddedRows):
+        super().__init__(config, num_keys, rows)
+        self.key_slots = Tensor(np.arange(num_keys, dtype=np.int32).reshape(1, 1, num_keys))
         self.same, self.either, self.invert = ops.Equal(), ops.LogicalOr(), ops.LogicalNot()
 
     def construct(self, slots_S: Tensor, starts_B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """As `Geometry`, but cos and sin [B, 1, S, D] and a bool mask [B, 1, S, K]."""
-        rows, queries = starts_B.shape[0], slots_S.shape[0]
-        cos_B1SD, sin_B1SD = self.angles(slots_S, starts_B)
+        positions_BS, seen_BSK = self.rows(slots_S, starts_B)
+        rows, queries = positions_BS.shape
+        cos_B1SD, sin_B1SD = self.angles(positions_BS)
         own_1SK = self.same(self.key_slots, self.reshape(slots_S, (1, queries, 1)))
-        seen_BSK = self.either(self.visible(slots_S, starts_B), own_1SK)
-        hidden_B1SK = self.reshape(self.invert(seen_BSK), (rows, 1, queries, -1))
+        hidden_B1SK = self.reshape(self.invert(self.either(seen_BSK, own_1SK)), (rows, 1, queries, -1))
         return cos_B1SD, sin_B1SD, cos_B1SD, sin_B1SD, hidden_B1SK
 
 
@@ -163,7 +165,7 @@ class Operators:
     linear: Callable[..., Linear] = Linear
     embedding: Callable[[int, int], Embedding] = Embedding
     norm: Callable[[int, float], nn.Cell] = RMSNorm
-    geometry: Callable[[ModelConfig, int], Positions] = Geometry
+    geometry: Callable[..., Positions] = Geometry
     attention: Callable[[ModelConfig], Attention] = Attention
     cached_attention: Callable[[ModelConfig, int, int], CachedAttention] = CachedAttention
     head: Callable[[int, int], Linear] = Linear

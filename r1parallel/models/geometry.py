@@ -1,8 +1,9 @@
 """Where every token stands: positions, rotary angles and the attention mask, once for all layers.
 
-A row is a prompt pushed to the right of its half, then the completion: `starts_B` is the slot of its first real
-token. Masks come from these lengths alone, never from token ids, so any id may be used as padding.
+Masks come from slots and lengths alone, never from token ids, so any id may be used as padding.
 """
+
+from collections.abc import Callable
 
 import mindspore as ms
 import numpy as np
@@ -14,40 +15,60 @@ from r1parallel.config.model import ModelConfig
 _MASKED = -1e9
 
 
+class PaddedRows(nn.Cell):
+    """Rows of one prompt, pushed to the right of its half, and one completion. `starts_B` is the first token's slot.
+
+    `packing.py` has the other kind of rows.
+
+    Args:
+        num_keys: K, how many slots can be attended to.
+    """
+
+    def __init__(self, num_keys: int):
+        super().__init__()
+        self.key_slots = Tensor(np.arange(num_keys, dtype=np.int32).reshape(1, 1, num_keys))
+        self.sub, self.clip = ops.Sub(), ops.Maximum()
+        self.after, self.before, self.both = ops.GreaterEqual(), ops.LessEqual(), ops.LogicalAnd()
+        self.reshape = ops.Reshape()
+
+    def construct(self, slots_S: Tensor, starts_B: Tensor) -> tuple[Tensor, Tensor]:
+        """slots_S int32, starts_B int32 → positions int32 [B, S]; whether a query sees a key, bool [B, S, K].
+
+        It does where the key is real, and not behind the query.
+        """
+        rows, queries = starts_B.shape[0], slots_S.shape[0]
+        starts_B1 = self.reshape(starts_B, (rows, 1))
+        positions_BS = self.clip(self.sub(self.reshape(slots_S, (1, queries)), starts_B1), 0)
+        started_B1K = self.after(self.key_slots, self.reshape(starts_B, (rows, 1, 1)))
+        causal_1SK = self.before(self.key_slots, self.reshape(slots_S, (1, queries, 1)))
+        return positions_BS, self.both(started_B1K, causal_1SK)
+
+
 class Positions(nn.Cell):
     """What every geometry is made from: rotary angles, and which keys a query sees.
 
     Args:
         config: sizes of the model: N heads, M key/value heads, G = N / M, head size 2D.
         num_keys: K, how many slots can be attended to.
+        rows: makes the Cell that knows how rows are filled, of K: (slots_S, what says it) → positions_BS, seen_BSK.
     """
 
-    def __init__(self, config: ModelConfig, num_keys: int):
+    def __init__(self, config: ModelConfig, num_keys: int, rows: Callable[[int], nn.Cell] = PaddedRows):
         super().__init__()
         exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
         frequencies = (1.0 / np.float32(config.rope_theta) ** exponents).astype(np.float32)
         self.frequencies = Tensor(frequencies.reshape(1, 1, 1, -1))
-        self.key_slots = Tensor(np.arange(num_keys, dtype=np.int32).reshape(1, 1, num_keys))
-        self.sub, self.clip = ops.Sub(), ops.Maximum()
+        self.rows = rows(num_keys)
         self.cast, self.angle = ops.Cast(), ops.Mul()
         self.cos, self.sin = ops.Cos(), ops.Sin()
-        self.after, self.before, self.both = ops.GreaterEqual(), ops.LessEqual(), ops.LogicalAnd()
         self.reshape = ops.Reshape()
 
-    def angles(self, slots_S: Tensor, starts_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of a row's positions, fp32 [B, 1, S, D]."""
-        rows, queries = starts_B.shape[0], slots_S.shape[0]
-        starts_B1 = self.reshape(starts_B, (rows, 1))
-        positions_BS = self.clip(self.sub(self.reshape(slots_S, (1, queries)), starts_B1), 0)
+    def angles(self, positions_BS: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the positions, fp32 [B, 1, S, D]."""
+        rows, queries = positions_BS.shape
         positions_B1S1 = self.reshape(self.cast(positions_BS, ms.float32), (rows, 1, queries, 1))
         angles_B1SD = self.angle(positions_B1S1, self.frequencies)
         return self.cos(angles_B1SD), self.sin(angles_B1SD)
-
-    def visible(self, slots_S: Tensor, starts_B: Tensor) -> Tensor:
-        """Whether a query sees a key, bool [B, S, K]: the key is real, and not behind the query."""
-        started_B1K = self.after(self.key_slots, self.reshape(starts_B, (starts_B.shape[0], 1, 1)))
-        causal_1SK = self.before(self.key_slots, self.reshape(slots_S, (1, slots_S.shape[0], 1)))
-        return self.both(started_B1K, causal_1SK)
 
 
 class Geometry(Positions):
@@ -56,8 +77,8 @@ class Geometry(Positions):
     All are tiled over the heads here, once for all layers; see layers.py for why no layer may broadcast them.
     """
 
-    def __init__(self, config: ModelConfig, num_keys: int):
-        super().__init__(config, num_keys)
+    def __init__(self, config: ModelConfig, num_keys: int, rows: Callable[[int], nn.Cell] = PaddedRows):
+        super().__init__(config, num_keys, rows)
         self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
         self.group = config.num_heads // config.num_kv_heads
         self.seen, self.hide = ops.Sub(), ops.Mul()
@@ -66,11 +87,11 @@ class Geometry(Positions):
     def construct(self, slots_S: Tensor, starts_B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """slots_S int32, starts_B int32 → cos and sin [B, N, S, D] for queries, [B, M, S, D] for keys, mask.
 
-        The mask, [B, M, G·S, K], is added to the scores.
+        The mask, [B, M, G·S, K], is added to the scores. Packed rows have their places in place of starts_B.
         """
-        rows, queries = starts_B.shape[0], slots_S.shape[0]
-        cos_B1SD, sin_B1SD = self.angles(slots_S, starts_B)
-        seen_BSK = self.visible(slots_S, starts_B)
+        positions_BS, seen_BSK = self.rows(slots_S, starts_B)
+        rows, queries = positions_BS.shape
+        cos_B1SD, sin_B1SD = self.angles(positions_BS)
         mask_BSK = self.hide(self.seen(1.0, self.cast(seen_BSK, ms.float32)), _MASKED)
         mask_B1SK = self.reshape(mask_BSK, (rows, 1, queries, -1))
         return (

@@ -15,6 +15,7 @@ Strategy = tuple[tuple[str | None, ...], ...]
 
 _ROWS: Strategy = ((ROWS, None),)  # [T, H]: whole rows
 REPLICATED: Strategy = ((None, None),)
+_REPLICATED_3: Strategy = ((None, None, None),)
 _WHOLE: Strategy = ((DP, None),)  # [T, V] and [B, V] of an unsplit vocabulary
 _INNER: Strategy = ((DP, TP),)  # [T, columns of a column-parallel projection]
 _HEADS: Strategy = ((DP, TP, None, None),)  # [B, heads, S, D] and [B, heads, G·S, K]
@@ -31,15 +32,11 @@ _ATTENTION: dict[str, Strategy] = {
     "from_heads": _HEADS,
 }
 _ANGLES: dict[str, Strategy] = {
-    "sub": ((None, None), (DP, None)),
-    "clip": ((DP, None), ()),
     "angle": ((DP, None, None, None), (None, None, None, None)),
     "cos": _ALL_HEADS,
     "sin": _ALL_HEADS,
-    "after": ((None, None, None), (DP, None, None)),
-    "before": ((None, None, None), (None, None, None)),
-    "both": ((DP, None, None), (None, None, None)),
 }
+_MASK: Strategy = ((DP, None, None),)  # [B, S, K]
 # Cell → operator's attribute → strategy
 OPERATORS: dict[str, dict[str, Strategy]] = {
     "Embedding": {"gather": ((TP, None), (DP,))},
@@ -76,6 +73,24 @@ OPERATORS: dict[str, dict[str, Strategy]] = {
     # The write is laid out in generation/engine.py.
     "CachedAttention": _ATTENTION | {"pad": _HEADS, "fill": _HEADS * 2},
     "Block": {"add_attention": _ROWS * 2, "add_feed_forward": _ROWS * 2},
+    "PaddedRows": {
+        "sub": ((None, None), (DP, None)),
+        "clip": ((DP, None), ()),
+        "after": ((None, None, None), (DP, None, None)),
+        "before": ((None, None, None), (None, None, None)),
+        "both": ((DP, None, None), (None, None, None)),
+    },
+    "PackedRows": {
+        "part": _WHOLE,
+        "tile_keys": _MASK,
+        "tile_queries": _MASK,
+        "tile_causal": _MASK,
+        "own": _MASK * 2,
+        "of_parent": _MASK * 2,
+        "before": ((None, None, None), (None, None, None)),
+        "either": _MASK * 2,
+        "both": _MASK * 2,
+    },
     "Geometry": _ANGLES
     | {
         "seen": ((), (DP, None, None)),
@@ -89,11 +104,26 @@ OPERATORS: dict[str, dict[str, Strategy]] = {
         "either": ((DP, None, None), (None, None, None)),
         "invert": ((DP, None, None),),
     },
+    # What they join has an entry of its own in `strategies`.
     "CompletionLogps": {
+        "divide": _INNER + _SCALAR,
         "slice_hidden": ((DP, None, None),),
         "slice_tokens": ((DP, None),),
     },
-    "TokenLogps": {"log_softmax": _WHOLE, "pick": _WHOLE * 2},
+    "PackedLogps": {
+        "divide": _INNER + _SCALAR,
+        "part": _WHOLE,
+        "one_hot": _WHOLE + _SCALAR * 2,
+        "take": ((DP, None, None), (DP, None, None)),
+    },
+    "TokenLogps": {
+        "log_softmax": _WHOLE,
+        "pick": _WHOLE * 2,
+        "exp": _WHOLE,
+        "mul": _WHOLE * 2,
+        "expected": _WHOLE,
+        "negate": _PER_ROW,
+    },
     "SplitVocabularyLogps": {
         "max": _INNER,
         "tile": _INNER,
@@ -105,11 +135,17 @@ OPERATORS: dict[str, dict[str, Strategy]] = {
         "pick": _INNER * 2,
         "picked": _INNER,
         "subtract": _PER_ROW * 2,
+        "mul": _INNER * 2,
+        "weighted": _INNER,
+        "mean": _PER_ROW * 2,
+        "less": _PER_ROW * 2,
     },
-    # Losses work on [B, C] tensors, small enough to have them whole on every rank.
+    # Losses work on [R, K] tensors, small enough to have them whole on every rank.
     "SFTLoss": {"mul": REPLICATED * 2, "negate": REPLICATED},
-    "GRPOLoss": {
-        "masked": REPLICATED + _SCALAR,
+    "PolicyLoss": {
+        "split_inputs": REPLICATED,
+        "split_logps": REPLICATED,
+        "zero": REPLICATED + _SCALAR,
         "counts": REPLICATED + _SCALAR,
         "select": REPLICATED * 3,
         "old_difference": REPLICATED * 2,
@@ -119,15 +155,37 @@ OPERATORS: dict[str, dict[str, Strategy]] = {
         "gain": REPLICATED * 2,
         "smaller": REPLICATED * 2,
         "negate": REPLICATED,
-        "ref_difference": REPLICATED * 2,
-        "exp": REPLICATED,
-        "minus": REPLICATED * 2,
-        "minus_one": REPLICATED + _SCALAR,
-        "times_beta": REPLICATED + _SCALAR,
-        "add": REPLICATED * 2,
+        "dual": REPLICATED + _SCALAR,
+        "negative": REPLICATED + _SCALAR,
+        "larger": REPLICATED * 2,
         "less": REPLICATED * 2,
+        "differs": REPLICATED * 2,
         "weigh": REPLICATED * 2,
-        "join": REPLICATED * 5,
+        "add": REPLICATED * 2,
+        "reward_entropy": REPLICATED + _SCALAR,
+        "join": REPLICATED * 6,
+    },
+    "SequenceRatio": {
+        "same": _REPLICATED_3 * 2,
+        "share": REPLICATED * 2,
+        "mean": _REPLICATED_3 * 2,
+        "tile_rows": _REPLICATED_3,
+        "tile_columns": _REPLICATED_3,
+    },
+    "KL": {
+        "difference": REPLICATED * 2,
+        "clamp_low": REPLICATED + _SCALAR,
+        "clamp_high": REPLICATED + _SCALAR,
+        "square": REPLICATED,
+        "half": REPLICATED + _SCALAR,
+        "abs": REPLICATED,
+        "negate": REPLICATED,
+        "exp": REPLICATED,
+        "plus": REPLICATED * 2,
+        "minus_one": REPLICATED + _SCALAR,
+        "rest": REPLICATED * 2,
+        "through": REPLICATED * 2,
+        "times_ratio": REPLICATED * 2,
     },
     "Placed": {"place": REPLICATED * 2},
     # A token is drawn from the whole vocabulary, by every tp rank alike.
@@ -155,6 +213,7 @@ OPERATORS: dict[str, dict[str, Strategy]] = {
         "at_most": _WHOLE + _SCALAR,
         "argmax": _WHOLE,
         "pick": _WHOLE * 2,
+        "join": _WHOLE * 2,
     },
     "TiedHead": {"matmul": ((DP, None), (TP, None))},
 }
@@ -173,8 +232,8 @@ def strategies(cell: nn.Cell) -> dict[str, Strategy]:
             if cell.transposed:  # the weight's two dimensions change places
                 return table | {"matmul": (table["matmul"][0], table["matmul"][1][::-1])}
             return table
-        if kind.__name__ == "CompletionLogps":  # the number of parts that it joins depends on its sizes
-            return OPERATORS[kind.__name__] | {"join": _WHOLE * len(cell.chunks)}
+        if kind.__name__ in ("CompletionLogps", "PackedLogps"):  # how many parts they join depends on their sizes
+            return OPERATORS[kind.__name__] | {"join": _WHOLE * cell.parts}
         if kind.__name__ in OPERATORS:
             return OPERATORS[kind.__name__]
     return {}

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,8 @@ from r1parallel.parallel.model_layout import model_layout
 from r1parallel.parallel.msrun import die_with_parent
 from r1parallel.parallel.world import DryWorld
 from r1parallel.rl.dry_run import REQUEST, RESULT, STRATEGY
-from r1parallel.rl.models import Actor, Reference, Slots
+from r1parallel.rl.models import Actor, Reference
+from r1parallel.rl.rows import RowShape
 from r1parallel.training.sft import SFTTrainer
 
 
@@ -75,48 +76,53 @@ def compile_rank(config: RunConfig, program: str, rank: int, world_size: int, st
 
 
 def _actor(config: RunConfig, sizes: ModelConfig, world: DryWorld) -> nn.Cell:
-    slots = _actor_slots(config)
-    return Actor(config, sizes, slots, updates=1, world=world).model
+    shape = _packed(config, _actor_shape(config))
+    return Actor(config, sizes, shape, updates=1, world=world).model
 
 
 def _sft(config: RunConfig, sizes: ModelConfig, world: DryWorld) -> nn.Cell:
-    slots, parallel = _actor_slots(config), config.actor_config.parallel_config
+    shape, parallel = _actor_shape(config), config.actor_config.parallel_config
     rows = config.sft_config.batch_size * parallel.data_parallel * parallel.micro_batch_num
-    return SFTTrainer(config, sizes, _any_rows(rows, slots), None, world).model
+    return SFTTrainer(config, sizes, _any_rows(rows, shape), None, world).model
 
 
 def _reference(config: RunConfig, sizes: ModelConfig, world: DryWorld) -> nn.Cell:
-    return Reference(config, sizes, _slots(config.ref_config.parallel_config.model_parallel), world).model
+    shape = _packed(config, _shape(config.ref_config.parallel_config.model_parallel))
+    return Reference(config, sizes, shape, world).model
 
 
 def _generator(config: RunConfig, sizes: ModelConfig, world: DryWorld) -> nn.Cell:
     generate = config.generate_config
-    slots = _slots(generate.parallel_config.model_parallel)
-    generate.sampling_config.max_tokens = slots.completion
+    shape = _shape(generate.parallel_config.model_parallel)
+    generate.sampling_config.max_tokens = shape.completion
     mesh, rows = model_layout(config, sizes, "generate", world.size).mesh, generate.infer_model_batch_size
     operators = choose_operators(config.context.compute_dtype, trained=False)
-    return RolloutEngine(sizes, generate.sampling_config, rows, slots.prompt, [], 0, mesh, world, operators).model
+    return RolloutEngine(sizes, generate.sampling_config, rows, shape.prompt, [], 0, mesh, world, operators).model
 
 
 _PROGRAMS = {"actor": _actor, "sft": _sft, "ref": _reference, "generate": _generator}
 
 
-def _actor_slots(config: RunConfig) -> Slots:
+def _actor_shape(config: RunConfig) -> RowShape:
     """The shortest rows; as few micro-batches as the stages allow."""
     parallel = config.actor_config.parallel_config
     parallel.micro_batch_num = parallel.pipeline_stage
-    return _slots(parallel.model_parallel)
+    return _shape(parallel.model_parallel)
 
 
-def _slots(tp: int) -> Slots:
+def _shape(tp: int) -> RowShape:
     """Short rows that sequence parallelism can share out."""
-    return Slots(2 * tp, 2 * tp)
+    return RowShape(2 * tp, 2 * tp)
 
 
-def _any_rows(count: int, slots: Slots) -> Rows:
+def _packed(config: RunConfig, shape: RowShape) -> RowShape:
+    return replace(shape, pack_length=shape.length) if config.rl_config.packing else shape
+
+
+def _any_rows(count: int, shape: RowShape) -> Rows:
     """Full ones, of token 0."""
-    tokens = [np.zeros((count, size), np.int32) for size in (slots.prompt, slots.completion)]
-    lengths = [np.full(count, size, np.int32) for size in (slots.prompt, slots.completion)]
+    tokens = [np.zeros((count, size), np.int32) for size in (shape.prompt, shape.completion)]
+    lengths = [np.full(count, size, np.int32) for size in (shape.prompt, shape.completion)]
     return Rows(tokens[0], lengths[0], tokens[1], lengths[1], [""] * count)
 
 

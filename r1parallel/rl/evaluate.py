@@ -59,7 +59,7 @@ def evaluate(
     completions = [tokenizer.decode(drawn.ids(row)) for row in range(len(prompts))]
     solutions = [example.solution for example in examples for _ in range(num_samples)]
     scores = score([verifier], [1.0], prompts, completions, solutions, time_limit)
-    right = scores.total.reshape(-1, num_samples) == 1.0
+    right = scores.total.reshape(-1, num_samples) >= 1.0  # kk_reward gives 3 to what is right
     scored = ~scores.skipped.reshape(-1, num_samples).any(axis=1)
     if not scored.any():
         raise UserError(f"{file_path}: no gold answer can be read by {verifier}; choose another --verifier_function")

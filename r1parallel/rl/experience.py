@@ -1,17 +1,17 @@
 """What one step learns from. Shape letters: N completions, S = P + C slots, P prompt slots, C completion slots."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from mindspore import Tensor, nn
-from tqdm import tqdm
 
+from r1parallel.config.schema import RLConfig
 from r1parallel.data.batches import right_aligned
 from r1parallel.generation.engine import Completions
-from r1parallel.parallel.waiting import waiting
 from r1parallel.rewards import Scores
-from r1parallel.rl.advantages import group_advantages, kept_rows
+from r1parallel.rl.advantages import equal_groups, kept_rows, overlong_penalties, token_advantages
+from r1parallel.rl.correction import rollout_corrections
+from r1parallel.rl.kl import kl_values
 
 
 @dataclass
@@ -24,13 +24,15 @@ class Experience:
         lengths: int32 [N], tokens of a completion, its stop id included.
         stopped: bool [N], False: cut off at C tokens.
         prompt_rows: int [N], row of the data set.
-        rollout_logps: float32 [N, C], from the rollout engine.
+        rollout_logps: float32 [N, C], from the rollout engine, under the model itself at the sampling temperature.
+        drawn_logps: float32 [N, C], under the distribution that was drawn from: after cuts and penalties.
         old_logps: float32 [N, C], from the training graph before the first update.
         ref_logps: float32 [N, C], from the reference.
-        rewards: float64 [N], NaN where the gold answer could not be read.
+        rewards: float64 [N], the scores' sum less the penalty for length; NaN where the gold could not be read.
         scores: the parts of the rewards.
-        advantages: float32 [N].
-        kept: bool [N], rows of groups without NaN.
+        counted: bool [N], rows that are learned from: in no group with a NaN, not masked, not left equal.
+        advantages: float32 [N, C].
+        corrections: float32 [N, C], see `rollout_corrections`.
     """
 
     tokens: np.ndarray
@@ -39,17 +41,24 @@ class Experience:
     stopped: np.ndarray
     prompt_rows: np.ndarray
     rollout_logps: np.ndarray
+    drawn_logps: np.ndarray
     old_logps: np.ndarray
     ref_logps: np.ndarray
     rewards: np.ndarray
     scores: Scores
+    counted: np.ndarray
     advantages: np.ndarray
-    kept: np.ndarray
+    corrections: np.ndarray
 
     @property
     def inside(self) -> np.ndarray:
         """Bool [N, C]: slots that hold a token of the completion."""
         return np.arange(self.rollout_logps.shape[1]) < self.lengths[:, None]
+
+    @property
+    def learned(self) -> np.ndarray:
+        """Bool [N, C]: tokens that are learned from."""
+        return self.inside & self.counted[:, None]
 
 
 def collect(
@@ -57,13 +66,14 @@ def collect(
     prompt_rows: np.ndarray,
     completions: Completions,
     scores: Scores,
-    group: int,
+    settings: RLConfig,
     prompt_length: int,
     pad_id: int,
 ) -> Experience:
-    """Prompts, completions and scores of all groups → experience; its old and reference log-probs are still 0."""
+    """Prompts, completions and scores of all groups → experience; what log-probs are needed for is still 0."""
     prompt_tokens, starts = right_aligned(prompts, prompt_length, pad_id)
-    empty = np.zeros_like(completions.logps)
+    slots = completions.logps.shape[1]
+    penalties = overlong_penalties(completions.lengths, completions.stopped, slots, settings)
     return Experience(
         tokens=np.concatenate([prompt_tokens, completions.tokens], axis=1),
         starts=starts,
@@ -71,33 +81,46 @@ def collect(
         stopped=completions.stopped,
         prompt_rows=prompt_rows,
         rollout_logps=completions.logps,
-        old_logps=empty,
-        ref_logps=empty,
-        rewards=scores.total,
+        drawn_logps=completions.drawn_logps,
+        old_logps=np.zeros_like(completions.logps),
+        ref_logps=np.zeros_like(completions.logps),
+        rewards=scores.total - penalties,
         scores=scores,
-        advantages=group_advantages(scores.total, group),
-        kept=kept_rows(scores.total, group),
+        counted=_counted(scores.total, completions.stopped, settings),
+        advantages=np.zeros_like(completions.logps),
+        corrections=np.ones_like(completions.logps),
     )
 
 
-def batched_logps(
-    logps: Callable[[Tensor, Tensor], Tensor] | nn.Cell,
-    rows: int,
-    experience: Experience,
-    order: np.ndarray,
-    desc: str,
-    progress: bool,
-) -> np.ndarray:
-    """Log-probs of the completions that `order` names, `rows` at a time, which divides their number; others are 0.
+def _counted(scores_N: np.ndarray, stopped_N: np.ndarray, settings: RLConfig) -> np.ndarray:
+    group = settings.num_generations
+    counted = kept_rows(scores_N, group)
+    if settings.overlong == "mask":
+        counted &= stopped_N
+    if settings.dynamic_sampling:
+        counted &= ~np.repeat(equal_groups(scores_N, group), group)
+    return counted
 
-    Returns:
-        float32 [N, C].
-    """
-    count = len(order)
-    assert count % rows == 0, (count, rows)
-    result = np.zeros_like(experience.rollout_logps)
-    for first in tqdm(range(0, count, rows), desc=desc, unit="batch", leave=False, disable=None if progress else True):
-        batch = order[first : first + rows]
-        with waiting(desc):
-            result[batch] = logps(Tensor(experience.tokens[batch]), Tensor(experience.starts[batch])).asnumpy()
-    return np.where(experience.inside, result, 0.0).astype(np.float32)
+
+def judge(experience: Experience, settings: RLConfig, beta: float) -> None:
+    """Fill in advantages and corrections; needs the log-probs that the settings ask for."""
+    penalties_NC = np.zeros(experience.inside.shape)
+    if kl_in_reward(settings):
+        old, ref = experience.old_logps, experience.ref_logps
+        penalties_NC = beta * kl_values(old, ref, settings.kl_estimator, settings.kl_clamp)
+    experience.advantages = token_advantages(
+        experience.rewards, penalties_NC, experience.lengths, settings.num_generations, settings
+    )
+    experience.corrections = rollout_corrections(
+        experience.old_logps, experience.drawn_logps, experience.inside, settings
+    )
+
+
+def kl_in_reward(settings: RLConfig) -> bool:
+    """Whether the KL term is taken off the rewards."""
+    return settings.beta > 0.0 and settings.kl_place == "reward"
+
+
+def needs_old_logps(settings: RLConfig, updates: int) -> bool:
+    """Whether log-probs from before the first update are asked for: by the updates after it, KL or correction."""
+    return updates > 1 or kl_in_reward(settings) or settings.rollout_correction != "none"

@@ -1,4 +1,4 @@
-"""A GRPO run from configuration to report."""
+"""A reinforcement learning run from configuration to report."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from r1parallel.parallel.collectives import all_gather
 from r1parallel.parallel.device import setup_device
 from r1parallel.parallel.strategy import write_model_strategies
 from r1parallel.rewards import check_reward_names
-from r1parallel.rl.trainer import GRPOTrainer, StepResult
+from r1parallel.rl.trainer import StepResult, Trainer
 from r1parallel.training.inputs import fingerprint, load_inputs
 from r1parallel.training.run_folder import RunFolder, check_steps_left
 
@@ -37,7 +37,7 @@ def run_grpo(config: RunConfig) -> Path:
     inputs = load_inputs(actor.model_config, settings.tokenizer_dir, settings.dataset_file)
     world = setup_device(config.context)
     ms.set_seed(settings.seed)
-    trainer = GRPOTrainer(config, inputs.model, inputs.rows, inputs.tokenizer, world)
+    trainer = Trainer(config, inputs.model, inputs.rows, inputs.tokenizer, world)
     folder = _run_folder(config, trainer)
     check_steps_left(folder.step, trainer.total, "rl_config.max_steps or rl_config.epochs")
     _load(config, trainer, folder, inputs.model)
@@ -54,20 +54,21 @@ def run_grpo(config: RunConfig) -> Path:
     return model_dir
 
 
-def _load(config: RunConfig, trainer: GRPOTrainer, folder: RunFolder, model: ModelConfig) -> None:
+def _load(config: RunConfig, trainer: Trainer, folder: RunFolder, model: ModelConfig) -> None:
     """Weights and optimizer state of the checkpoint to go on from, or the weights to start with."""
     if folder.sources:
         trainer.load(folder.sources["actor"], folder.sources.get("reference"))
         state, layout = trainer.train.optimizer.state(), trainer.actor.layout
         load_state(state, folder.sources["optimizer"], layout, trainer.world.rank)
         trainer.train.updates = folder.state["updates"]
+        trainer.beta.value = folder.state["beta"]
         return
     actor, reference = config.actor_config.load, config.ref_config.load
     own_reference = open_model(reference, model) if reference and trainer.reference is not None else None
     trainer.load(open_model(actor, model), own_reference)
 
 
-def _write_strategies(config: RunConfig, trainer: GRPOTrainer) -> None:
+def _write_strategies(config: RunConfig, trainer: Trainer) -> None:
     layouts = {"actor": trainer.actor.layout, "generate": trainer.generator_layout}
     if trainer.reference is not None:
         layouts["ref"] = trainer.reference.layout
@@ -75,15 +76,15 @@ def _write_strategies(config: RunConfig, trainer: GRPOTrainer) -> None:
         write_model_strategies(layout, model, config.rl_config.save_strategy_dir)
 
 
-def _run_folder(config: RunConfig, trainer: GRPOTrainer) -> RunFolder:
+def _run_folder(config: RunConfig, trainer: Trainer) -> RunFolder:
     settings = config.rl_config
     board = (
         Path(settings.tensorboard_dir or Path(settings.output_dir) / "tensorboard") if settings.tensorboard else None
     )
     identity = {
-        "data_set": fingerprint(trainer.rows),
-        "prompts_per_step": trainer.prompts_per_step,
-        "num_generations": trainer.group,
+        "data_set": fingerprint(trainer.rollout.rows),
+        "prompts_per_step": trainer.rollout.prompts_per_step,
+        "num_generations": trainer.rollout.group,
         "seed": settings.seed,
         "beta": settings.beta,  # 0 keeps no reference model, also not in the checkpoints
     }
@@ -99,7 +100,7 @@ def _run_folder(config: RunConfig, trainer: GRPOTrainer) -> RunFolder:
     )
 
 
-def _train(config: RunConfig, trainer: GRPOTrainer, folder: RunFolder) -> None:
+def _train(config: RunConfig, trainer: Trainer, folder: RunFolder) -> None:
     settings, monitor, timer = config.rl_config, config.monitor_config, PhaseTimer()
     bar = tqdm(
         total=trainer.total,
@@ -132,7 +133,7 @@ def _train(config: RunConfig, trainer: GRPOTrainer, folder: RunFolder) -> None:
     bar.close()
 
 
-def _snapshot(trainer: GRPOTrainer) -> tuple[dict[str, Shards], dict[str, int]]:
+def _snapshot(trainer: Trainer) -> tuple[dict[str, Shards], dict[str, float]]:
     """This rank's slices of everything that a run goes on from, and the counters."""
     layout, rank = trainer.actor.layout, trainer.world.rank
     groups = {
@@ -142,7 +143,7 @@ def _snapshot(trainer: GRPOTrainer) -> tuple[dict[str, Shards], dict[str, int]]:
     if trainer.reference is not None:
         values = parameter_values(trainer.reference.model, trainer.reference.layout, rank)
         groups["reference"] = Shards(trainer.reference.layout, values)
-    return groups, {"updates": trainer.train.updates}
+    return groups, {"updates": trainer.train.updates, "beta": trainer.beta.value}
 
 
 def _log(config: RunConfig, folder: RunFolder, step: int, result: StepResult, seconds: dict[str, float]) -> None:
@@ -150,21 +151,21 @@ def _log(config: RunConfig, folder: RunFolder, step: int, result: StepResult, se
     folder.log(step, result.metrics | seconds | speed)
     settings = config.rl_config
     if settings.save_prompt_completions_data and step % settings.save_prompt_completions_interval == 0:
-        scores = result.experience.scores
+        draw, scores = result.draw, result.experience.scores
         folder.log_samples(
             step,
             [
                 {
-                    "prompt": result.prompts[row],
-                    "completion": result.completions[row],
-                    "solution": result.solutions[row],
+                    "prompt": draw.prompts[row],
+                    "completion": draw.completions[row],
+                    "solution": draw.solutions[row],
                     "reward": None
                     if result.experience.rewards[row] != result.experience.rewards[row]
                     else float(result.experience.rewards[row]),
                     "parts": {name: float(values[row]) for name, values in scores.parts.items()},
                     "length": int(result.experience.lengths[row]),
                 }
-                for row in _spread_rows(len(result.prompts), config.monitor_config.num_samples)
+                for row in _spread_rows(len(draw.prompts), config.monitor_config.num_samples)
             ],
         )
 

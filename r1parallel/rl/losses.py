@@ -1,4 +1,7 @@
-"""The GRPO loss. Shape letters: B rows of a micro-batch, S slots, C completion slots, N rows of an update."""
+"""The loss of one update, all algorithms of it. Shape letters: R graph rows, K target slots of a row, N completions, C.
+
+Which formula is which paper's stands in `docs/algorithms.md`.
+"""
 
 from typing import NamedTuple
 
@@ -6,91 +9,190 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from r1parallel.models.logps import CompletionLogps
+from r1parallel.config.schema import RLConfig
+from r1parallel.rl.kl import KL
 
 
-def sequence_mean_weights(lengths_N: np.ndarray, kept_N: np.ndarray, completion_length: int) -> np.ndarray:
-    """What each token counts for: 1 / (length · number of kept rows) (Shao et al. 2024, eq. 3), float32 [N, C].
+def loss_weights(
+    lengths_N: np.ndarray, counted_N: np.ndarray, completion_length: int, settings: RLConfig, max_tokens: int
+) -> np.ndarray:
+    """What each token counts for, float64 [N, C]: every denominator of the loss, over all rows of one update.
 
-    Every denominator of the loss is in here, taken over all rows of the update before these are cut into micro-batches
-    or spread over ranks. The graph only sums, so the loss cannot depend on how the rows were cut.
+    The graph only sums, so the loss cannot depend on how the rows are cut into micro-batches, packed or spread over
+    ranks. Rows that are not counted are in no denominator.
+
+    Args:
+        lengths_N: tokens of each completion.
+        counted_N: bool, rows that are learned from.
+        completion_length: C.
+        settings: `loss_aggregation` and `loss_constant`.
+        max_tokens: the constant where `loss_constant` is 0.
+
+    Returns:
+        sequence_mean: 1 / (length · rows); token_mean: 1 / tokens; constant: 1 / (constant · rows).
     """
-    inside_NC = np.arange(completion_length) < lengths_N[:, None]
-    rows = max(1, int(kept_N.sum()))
-    weights_N = np.where(kept_N, 1.0 / (lengths_N * rows), 0.0)
-    return (inside_NC * weights_N[:, None]).astype(np.float32)
+    inside_NC = (np.arange(completion_length) < lengths_N[:, None]) & counted_N[:, None]
+    rows = max(1, int(counted_N.sum()))
+    if settings.loss_aggregation == "sequence_mean":
+        share_N1 = 1.0 / (np.maximum(lengths_N, 1)[:, None] * rows)
+    elif settings.loss_aggregation == "token_mean":
+        share_N1 = np.full((len(lengths_N), 1), 1.0 / max(1, int(inside_NC.sum())))
+    else:
+        share_N1 = np.full((len(lengths_N), 1), 1.0 / (rows * (settings.loss_constant or max_tokens)))
+    return inside_NC * share_N1
+
+
+class TokenInputs(NamedTuple):
+    """What `PolicyLoss` is told of every target slot, float32 [R, K] each.
+
+    Attributes:
+        old: log-probs before the first update.
+        ref: log-probs of the reference.
+        advantages: of the token.
+        weights: what the token counts for, 0 where it does not.
+        policy_weights: the same times the correction for the rollout.
+        kl_weights: the same times beta.
+        sequences: number of the completion that a slot belongs to, any numbering.
+        shares: 1 / length of that completion, 0 where no token stands.
+    """
+
+    old: np.ndarray
+    ref: np.ndarray
+    advantages: np.ndarray
+    weights: np.ndarray
+    policy_weights: np.ndarray
+    kl_weights: np.ndarray
+    sequences: np.ndarray
+    shares: np.ndarray
+
+    def joined(self) -> np.ndarray:
+        """Side by side, [R, 8·K]."""
+        return np.concatenate(self, axis=1).astype(np.float32)
 
 
 class TokenValues(NamedTuple):
-    """What `GRPOLoss` says of every token, float32 [N, C] each."""
+    """What `PolicyLoss` says of every target slot, float32 [R, K] each."""
 
     loss: np.ndarray
     logps: np.ndarray
     ratio: np.ndarray
     kl: np.ndarray
     clipped: np.ndarray
+    entropy: np.ndarray
 
 
-def token_values(rows_N5C: np.ndarray) -> TokenValues:
-    """The five parts of what `GRPOLoss` gives."""
-    return TokenValues(*np.split(rows_N5C, 5, axis=1))
+NUM_INPUTS, NUM_VALUES = len(TokenInputs._fields), len(TokenValues._fields)
 
 
-class GRPOLoss(nn.Cell):
-    """Σ weight · (−min(ratio·A, clip(ratio)·A) + β·(exp(δ) − δ − 1)), with δ = ref − logp (the k3 estimate of KL).
+def token_values(rows: np.ndarray) -> TokenValues:
+    """The parts of what `PolicyLoss` gives, [R, 6·K]."""
+    return TokenValues(*np.split(rows, NUM_VALUES, axis=1))
+
+
+class SequenceRatio(nn.Cell):
+    """Log ratios of tokens → the mean over each token's completion (Zheng et al. 2025), [R, K] → [R, K].
+
+    A product with a matrix that says which slots belong together: a packed row holds several completions.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.same, self.cast, self.share, self.mean = ops.Equal(), ops.Cast(), ops.Mul(), ops.BatchMatMul()
+        self.tile_rows, self.tile_columns, self.reshape = ops.Tile(), ops.Tile(), ops.Reshape()
+
+    def construct(self, difference_RK: Tensor, sequences_RK: Tensor, shares_RK: Tensor) -> Tensor:
+        rows, slots = difference_RK.shape
+        ours_RKK = self.tile_rows(self.reshape(sequences_RK, (rows, 1, slots)), (1, slots, 1))
+        theirs_RKK = self.tile_columns(self.reshape(sequences_RK, (rows, slots, 1)), (1, 1, slots))
+        together_RKK = self.cast(self.same(ours_RKK, theirs_RKK), ms.float32)
+        shared_RK1 = self.reshape(self.share(difference_RK, shares_RK), (rows, slots, 1))
+        return self.reshape(self.mean(together_RKK, shared_RK1), (rows, slots))
+
+
+class PolicyLoss(nn.Cell):
+    """Σ policy_weight · policy loss + kl_weight · KL − entropy_coef · weight · entropy.
+
+    With r = exp(logp − old), A the advantage and sg what gets no gradient, the policy loss of a token is
+    clip:       −min(r·A, clip(r, 1 − epsilon_low, 1 + epsilon_high)·A), and at most −dual_clip·A where A < 0
+    cispo:      −sg(clip(r, 1 − epsilon_low, 1 + epsilon_high))·A·logp
+    reinforce:  −A·logp
 
     Args:
-        logps: gives the policy's log-probs.
-        epsilon_low: the ratio is clipped below at 1 − epsilon_low …
-        epsilon_high: … and above at 1 + epsilon_high.
-        beta: weight of the KL term; 0 leaves it out of the graph.
+        logps: gives the policy's log-probs, [R, K]; beside them its entropies where the settings ask for these.
+        settings: which of the above, ratio of tokens or sequences, KL, entropy.
         on_policy: there is one update a rollout, so the old policy is this one: ratio 1, its gradient kept.
     """
 
-    def __init__(self, logps: CompletionLogps, epsilon_low: float, epsilon_high: float, beta: float, on_policy: bool):
+    def __init__(self, logps: nn.Cell, settings: RLConfig, on_policy: bool):
         super().__init__(auto_prefix=False)
-        self.logps = logps
-        self.low, self.high, self.beta, self.on_policy = (
-            1.0 - epsilon_low,
-            1.0 + epsilon_high,
-            beta,
-            on_policy,
-        )
-        self.masked, self.counts, self.select = ops.Mul(), ops.Greater(), ops.Select()
+        self.logps, self.on_policy, self.form = logps, on_policy, settings.policy_loss
+        self.low, self.high = 1.0 - settings.epsilon_low, 1.0 + settings.epsilon_high
+        self.dual_clip, self.entropy_coef = settings.dual_clip, settings.entropy_coef
+        self.by_sequence = settings.importance_level == "sequence"
+        self.has_kl = settings.beta > 0.0 and settings.kl_place == "loss"
+        self.has_entropy = wants_entropy(settings)
+        self.sequence_ratio, self.kl = SequenceRatio(), KL(settings)
+        self.split_inputs, self.split_logps = ops.Split(1, NUM_INPUTS), ops.Split(1, 2)
+        self.zero, self.counts, self.select = ops.Mul(), ops.Greater(), ops.Select()
         self.old_difference, self.ratio, self.gain, self.smaller = ops.Sub(), ops.Exp(), ops.Mul(), ops.Minimum()
         self.clip_low, self.clip_high, self.negate = ops.Maximum(), ops.Minimum(), ops.Neg()
-        self.ref_difference, self.exp, self.minus, self.minus_one = ops.Sub(), ops.Exp(), ops.Sub(), ops.Sub()
-        self.times_beta, self.add, self.less, self.cast = ops.Mul(), ops.Add(), ops.Less(), ops.Cast()
-        self.weigh, self.join = ops.Mul(), ops.Concat(1)
+        self.dual, self.negative, self.larger = ops.Mul(), ops.Less(), ops.Maximum()
+        self.less, self.differs, self.cast = ops.Less(), ops.NotEqual(), ops.Cast()
+        self.weigh, self.add, self.reward_entropy = ops.Mul(), ops.Add(), ops.Mul()
+        self.join = ops.Concat(1)
 
-    def inside(self, weights_BC: Tensor, difference_BC: Tensor) -> Tensor:
-        """The difference of log-probs where a token counts, else 0: past its end a row holds arbitrary numbers."""
-        return self.select(self.counts(weights_BC, 0.0), difference_BC, self.masked(weights_BC, 0.0))
+    def construct(self, tokens_RS: Tensor, places: Tensor, given: Tensor) -> Tensor:
+        """Of every target slot six numbers, [R, 6·K]; `token_values` names them. Only the first is learned.
 
-    def construct(
-        self,
-        tokens_BS: Tensor,
-        starts_B: Tensor,
-        old_BC: Tensor,
-        ref_BC: Tensor,
-        advantages_B1: Tensor,
-        weights_BC: Tensor,
-    ) -> Tensor:
-        """Of every token five numbers, side by side as [B, 5·C]; `token_values` names them. Only the first is learned.
-
-        They are: its share of the loss, log-prob, ratio, KL estimate, and 1 where clipping cut the gradient.
+        Args:
+            tokens_RS: int32.
+            places: where they stand, as `logps` takes it.
+            given: `TokenInputs.joined()`.
         """
-        logps_BC = self.logps(tokens_BS, starts_B)
-        old_BC = ops.stop_gradient(logps_BC) if self.on_policy else old_BC
-        ratio_BC = self.ratio(self.inside(weights_BC, self.old_difference(logps_BC, old_BC)))
-        free_BC = self.gain(ratio_BC, advantages_B1)
-        clipped_BC = self.gain(self.clip_high(self.clip_low(ratio_BC, self.low), self.high), advantages_B1)
-        loss_BC = self.negate(self.smaller(free_BC, clipped_BC))
-        kl_BC = self.masked(weights_BC, 0.0)
-        if self.beta > 0.0:
-            delta_BC = self.inside(weights_BC, self.ref_difference(ref_BC, logps_BC))
-            kl_BC = self.minus_one(self.minus(self.exp(delta_BC), delta_BC), 1.0)
-            loss_BC = self.add(loss_BC, self.times_beta(kl_BC, self.beta))
-        cut_BC = self.cast(self.less(clipped_BC, free_BC), ms.float32)
-        said = (logps_BC, ratio_BC, kl_BC, cut_BC)
-        return self.join((self.weigh(loss_BC, weights_BC), *(ops.stop_gradient(x_BC) for x_BC in said)))
+        old, ref, advantages, weights, policy_weights, kl_weights, sequences, shares = self.split_inputs(given)
+        zero = self.zero(weights, 0.0)
+        logps, entropy = self.logps(tokens_RS, places), zero
+        if self.has_entropy:
+            logps, entropy = self.split_logps(logps)
+        inside = self.counts(weights, 0.0)
+        # Past its end a row holds arbitrary numbers.
+        logps = self.select(inside, logps, zero)
+        old = ops.stop_gradient(logps) if self.on_policy else self.select(inside, old, zero)
+        difference = self.old_difference(logps, old)
+        if self.by_sequence:
+            difference = self.sequence_ratio(difference, sequences, shares)
+        ratio = self.ratio(difference)
+        policy, clipped = self.policy(ratio, advantages, logps)
+        loss = self.weigh(policy, policy_weights)
+        kl = zero
+        if self.has_kl:
+            kl = self.kl(logps, self.select(inside, ref, zero), ratio)
+            loss = self.add(loss, self.weigh(kl, kl_weights))
+        if self.entropy_coef > 0.0:
+            bonus = self.reward_entropy(self.select(inside, entropy, zero), -self.entropy_coef)
+            loss = self.add(loss, self.weigh(bonus, weights))
+        said = (logps, ratio, kl, clipped, entropy)
+        return self.join((loss, *(ops.stop_gradient(x) for x in said)))
+
+    def policy(self, ratio: Tensor, advantages: Tensor, logps: Tensor) -> tuple[Tensor, Tensor]:
+        """The policy loss of every slot, and 1 where clipping changed it."""
+        if self.form == "reinforce":
+            return self.negate(self.gain(advantages, logps)), self.zero(ratio, 0.0)
+        bounded = self.clip_high(self.clip_low(ratio, self.low), self.high)
+        if self.form == "cispo":
+            weight = ops.stop_gradient(bounded)
+            clipped = self.cast(self.differs(bounded, ratio), ms.float32)
+            return self.negate(self.gain(self.gain(weight, advantages), logps)), clipped
+        free, limited = self.gain(ratio, advantages), self.gain(bounded, advantages)
+        kept = self.smaller(free, limited)
+        clipped = self.less(limited, free)
+        if self.dual_clip > 0.0:
+            floor = self.dual(advantages, self.dual_clip)
+            raised = self.select(self.negative(advantages, 0.0), self.larger(kept, floor), kept)
+            return self.negate(raised), self.cast(self.differs(raised, free), ms.float32)
+        return self.negate(kept), self.cast(clipped, ms.float32)
+
+
+def wants_entropy(settings: RLConfig) -> bool:
+    """Whether the log-probs have to bring entropies with them."""
+    return settings.calculate_entropy or settings.entropy_coef > 0.0

@@ -1,15 +1,24 @@
-"""The numbers that one GRPO step is judged by; `docs/metrics.md` says what each means."""
+"""The numbers that one step is judged by; `docs/metrics.md` says what each means."""
 
 import numpy as np
 
-from r1parallel.rl.experience import Experience
+from r1parallel.config.schema import RLConfig
+from r1parallel.rl.advantages import equal_groups, kept_rows
+from r1parallel.rl.correction import rollout_gap
+from r1parallel.rl.experience import Experience, kl_in_reward
+from r1parallel.rl.kl import kl_values
+from r1parallel.rl.losses import wants_entropy
 from r1parallel.rl.update import TokenStatistics
 
 
 def reward_metrics(experience: Experience, group: int) -> dict[str, float]:
-    """Rewards, advantages and lengths, over the kept rows where a reward is needed."""
-    kept = experience.kept
-    metrics = {"skipped_groups": float((~kept).sum() // group), "reward_timeouts": float(experience.scores.timeouts)}
+    """Rewards and lengths, over the rows of groups that could be scored where a reward is needed."""
+    kept = kept_rows(experience.rewards, group)
+    metrics = {
+        "skipped_groups": float((~kept).sum() // group),
+        "reward_timeouts": float(experience.scores.timeouts),
+        "reward_failures": float(experience.scores.failures),
+    }
     metrics |= _spread("completion_length", experience.lengths)
     metrics["completion_clipped_fraction"] = float((~experience.stopped).mean())
     prompt_slots = experience.tokens.shape[1] - experience.rollout_logps.shape[1]
@@ -18,20 +27,52 @@ def reward_metrics(experience: Experience, group: int) -> dict[str, float]:
         return metrics
     rewards = experience.rewards[kept]
     metrics |= _spread("reward", rewards) | {"reward_std": float(rewards.std())}
-    metrics |= _spread("advantage", experience.advantages[kept])
-    metrics["frac_reward_zero_std"] = float((np.ptp(rewards.reshape(-1, group), axis=1) == 0).mean())
+    metrics["frac_reward_zero_std"] = float(equal_groups(experience.scores.total[kept], group).mean())
+    metrics["overlong_penalty_mean"] = float((experience.scores.total - experience.rewards)[kept].mean())
     for name, values in experience.scores.parts.items():
         metrics[f"reward/{name}"] = float(values[kept].mean())
         if "accuracy" not in metrics and "format" not in name:
-            metrics["accuracy"] = float((values[kept] == 1.0).mean())
+            metrics["accuracy"] = float((values[kept] >= 1.0).mean())
     return metrics
 
 
-def update_metrics(statistics: TokenStatistics) -> dict[str, float]:
-    """Loss, ratio, KL and gap of one step's updates."""
-    tokens, gap_tokens = max(1.0, statistics.tokens), max(1.0, statistics.gap_tokens)
+def experience_metrics(experience: Experience, settings: RLConfig) -> dict[str, float]:
+    """What is learned from: advantages, the gap to the rollout and its correction."""
+    learned = experience.learned
+    gap = rollout_gap(experience.old_logps, experience.rollout_logps, learned)
+    metrics = {
+        "learned_fraction": float(experience.counted.mean()),
+        "rollout_logp_diff_mean": gap.mean,
+        "rollout_logp_diff_max": gap.max,
+        "rollout_logp_correlation": gap.correlation,
+    }
+    if learned.any():
+        metrics |= _spread("advantage", experience.advantages[learned])
+    if settings.rollout_correction != "none" and learned.any():
+        difference = (experience.old_logps - experience.drawn_logps)[learned]
+        metrics["rollout_correction_mean"] = float(experience.corrections[learned].mean())
+        metrics["rollout_ratio_max"] = float(np.exp(difference.max()))
+        metrics["rollout_masked_fraction"] = float((experience.corrections[learned] == 0).mean())
+    if kl_in_reward(settings) and learned.any():
+        kl = kl_values(experience.old_logps, experience.ref_logps, settings.kl_estimator, settings.kl_clamp)
+        metrics["kl"] = float(kl[learned].mean())
+        metrics["first_update_kl_max"] = float(np.abs(kl[learned]).max())
+    return metrics
+
+
+def completion_kl(experience: Experience, settings: RLConfig) -> float:
+    """Mean KL of a completion before the first update, in nats: what the adaptive beta follows."""
+    if not experience.counted.any():
+        return 0.0
+    kl = kl_values(experience.old_logps, experience.ref_logps, settings.kl_estimator, settings.kl_clamp)
+    return float(np.where(experience.inside, kl, 0.0).sum(axis=1)[experience.counted].mean())
+
+
+def update_metrics(statistics: TokenStatistics, settings: RLConfig) -> dict[str, float]:
+    """Loss, ratio, KL and entropy of one step's updates."""
+    tokens = max(1.0, statistics.tokens)
     loss, kl_loss = float(np.mean(statistics.losses)), float(np.mean(statistics.kl_losses))
-    return {
+    metrics = {
         "loss": loss,
         "actor_loss": loss - kl_loss,
         "kl_loss": kl_loss,
@@ -42,9 +83,13 @@ def update_metrics(statistics: TokenStatistics) -> dict[str, float]:
         "kl": statistics.kl / tokens,
         "first_update_ratio_deviation": statistics.first_ratio_deviation,
         "first_update_clip_fraction": statistics.first_clipped / max(1.0, statistics.first_tokens),
-        "rollout_logp_diff_mean": statistics.gap / gap_tokens,
-        "rollout_logp_diff_max": statistics.gap_max,
+        "first_update_kl_max": statistics.first_kl,
     }
+    if wants_entropy(settings):
+        metrics["entropy"] = statistics.entropy / tokens
+        metrics["entropy_loss"] = float(np.mean(statistics.entropy_losses))
+        metrics["actor_loss"] -= metrics["entropy_loss"]
+    return metrics
 
 
 def _spread(name: str, values: np.ndarray) -> dict[str, float]:

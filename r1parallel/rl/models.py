@@ -1,9 +1,7 @@
-"""The models of a GRPO run, each under its own layout, compiled before any weights are loaded.
+"""The models of a run, each under its own layout, compiled before any weights are loaded.
 
-Shape letters: B rows of a micro-batch over all dp ranks, P prompt slots, C completion slots.
+Shape letters: R graph rows of a micro-batch over all dp ranks, S tokens and K target slots of a row.
 """
-
-from dataclasses import dataclass
 
 import numpy as np
 from mindspore import Tensor, nn
@@ -12,7 +10,8 @@ from r1parallel.config import RunConfig
 from r1parallel.config.layouts import check_sequence_parallel
 from r1parallel.config.model import ModelConfig
 from r1parallel.models.fused import choose_operators
-from r1parallel.models.logps import CompletionLogps
+from r1parallel.models.logps import CompletionLogps, PackedLogps
+from r1parallel.models.packing import packed
 from r1parallel.models.parameters import parameter_values, set_slices, share_parameters, unallocated
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
 from r1parallel.parallel.layout import ModelLayout
@@ -21,63 +20,48 @@ from r1parallel.parallel.reshard import reshard, reshard_plan
 from r1parallel.parallel.transport import choose_transport
 from r1parallel.parallel.verify import verify_reshard
 from r1parallel.parallel.world import World
-from r1parallel.rl.losses import GRPOLoss
-from r1parallel.training.forward import compiled_logps
+from r1parallel.rl.experience import needs_old_logps
+from r1parallel.rl.losses import NUM_INPUTS, PolicyLoss, wants_entropy
+from r1parallel.rl.rows import RowShape
+from r1parallel.training.forward import compiled_forward
 from r1parallel.training.step import TrainStep
 
 
-@dataclass(frozen=True)
-class Slots:
-    """P and C."""
-
-    prompt: int
-    completion: int
-
-
 class Actor:
-    """The model that is trained: its training step and, where there is a second update, its log-probs before the first.
+    """The model that is trained: its training step and, where they are asked for, its log-probs before the first one.
 
     Args:
         config: of the run.
         model_config: sizes.
-        slots: P and C.
+        shape: of a row of the training graph.
         updates: optimizer updates on one rollout.
         world: which rank this is.
     """
 
-    def __init__(self, config: RunConfig, model_config: ModelConfig, slots: Slots, updates: int, world: World):
+    def __init__(self, config: RunConfig, model_config: ModelConfig, shape: RowShape, updates: int, world: World):
         settings, actor = config.rl_config, config.actor_config
         parallel = actor.parallel_config
         self.layout, self._world = model_layout(config, model_config, "actor", world.size), world
-        check_sequence_parallel(parallel, settings.batch_size, slots.prompt + slots.completion)
+        check_sequence_parallel(parallel, settings.batch_size, shape.length)
         self.micro_rows = settings.batch_size * parallel.data_parallel
-        self.update_rows = self.micro_rows * parallel.micro_batch_num
-        operators = choose_operators(config.context.compute_dtype, trained=True)
-        with unallocated():
-            self.model = Qwen2ForCausalLM(model_config, slots.prompt + slots.completion, operators=operators)
-        rows, split = self.micro_rows // parallel.micro_batch_interleave_num, parallel.model_parallel > 1
-        loss = GRPOLoss(
-            CompletionLogps(self.model, rows, slots.prompt, slots.completion, split),
-            settings.epsilon_low,
-            settings.epsilon_high,
-            settings.beta,
-            on_policy=updates == 1,
-        )
-        examples = example_batch(self.update_rows, slots)
+        self.model = _model(config, model_config, shape, trained=True)
+        rows = self.micro_rows // parallel.micro_batch_interleave_num
+        logps = _logps(self.model, config, rows, shape, self.layout, wants_entropy(settings))
+        loss = PolicyLoss(logps, settings, on_policy=updates == 1)
+        examples = example_batch(self.micro_rows * parallel.micro_batch_num, shape)
         self.train = TrainStep(loss, self.model.trainable_params(), self.layout, world, actor, examples)
         self.old_logps: nn.Cell | None = None
         self._tied: TiedCopy | None = None
-        if updates > 1:
+        if needs_old_logps(settings, updates):
             # The same operators on as many rows as in training: the log-probs come out equal to the last bit.
-            with unallocated():
-                twin = Qwen2ForCausalLM(model_config, slots.prompt + slots.completion, operators=operators)
+            twin = _model(config, model_config, shape, trained=True)
             share_parameters(self.model, twin)
-            self.old_logps = compiled_logps(
-                twin, self.micro_rows, slots.prompt, slots.completion, self.layout, world, parallel.use_seq_parallel
+            cell, inputs = _logps(twin, config, self.micro_rows, shape, self.layout), examples[:2]
+            self.old_logps = compiled_forward(
+                cell, [x[: self.micro_rows] for x in inputs], self.layout, world, parallel.use_seq_parallel
             )
-
-        if updates > 1 and self.model.tied and self.layout.mesh.pp > 1:
-            self._tied = TiedCopy(self.model, self.layout, world)
+            if self.model.tied and self.layout.mesh.pp > 1:
+                self._tied = TiedCopy(self.model, self.layout, world)
 
     def before_old_logps(self) -> None:
         """Every rank calls this before it uses `old_logps`."""
@@ -115,22 +99,46 @@ class TiedCopy:
 
 
 class Reference:
-    """The frozen model under its own layout; `rows` of the batch, of all dp ranks together, go through it at a time."""
+    """The frozen model under its own layout; `rows` graph rows, of all dp ranks together, go through it at a time."""
 
-    def __init__(self, config: RunConfig, model_config: ModelConfig, slots: Slots, world: World):
+    def __init__(self, config: RunConfig, model_config: ModelConfig, shape: RowShape, world: World):
         self.layout = model_layout(config, model_config, "ref", world.size)
         self.rows = config.ref_config.ref_model_batch_size * self.layout.mesh.dp
-        operators = choose_operators(config.context.compute_dtype, trained=False)
-        with unallocated():
-            self.model = Qwen2ForCausalLM(model_config, slots.prompt + slots.completion, operators=operators)
-        self.logps = compiled_logps(self.model, self.rows, slots.prompt, slots.completion, self.layout, world)
+        self.model = _model(config, model_config, shape, trained=False)
+        cell = _logps(self.model, config, self.rows, shape, self.layout)
+        self.logps = compiled_forward(cell, example_batch(self.rows, shape)[:2], self.layout, world)
 
 
-def example_batch(rows: int, slots: Slots) -> tuple[np.ndarray, ...]:
-    """Inputs of `GRPOLoss` of the right shapes and types: tokens, starts, old, ref, advantages, weights."""
-    per_token = np.zeros((rows, slots.completion), np.float32)
-    tokens = np.zeros((rows, slots.prompt + slots.completion), np.int32)
-    return tokens, np.zeros(rows, np.int32), per_token, per_token, np.zeros((rows, 1), np.float32), per_token
+def example_batch(rows: int, shape: RowShape) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Inputs of `PolicyLoss` of the right shapes and types: tokens, places, what it is told of every target slot."""
+    return (
+        np.zeros((rows, shape.length), np.int32),
+        np.zeros((rows, *shape.places), np.int32),
+        np.zeros((rows, NUM_INPUTS * shape.targets), np.float32),
+    )
+
+
+def _model(config: RunConfig, model_config: ModelConfig, shape: RowShape, trained: bool) -> Qwen2ForCausalLM:
+    operators = choose_operators(config.context.compute_dtype, trained)
+    with unallocated():
+        return Qwen2ForCausalLM(
+            model_config, shape.length, operators=packed(operators) if shape.pack_length else operators
+        )
+
+
+def _logps(
+    model: Qwen2ForCausalLM,
+    config: RunConfig,
+    rows: int,
+    shape: RowShape,
+    layout: ModelLayout,
+    entropy: bool = False,
+) -> nn.Cell:
+    """Log-probs at the sampling temperature: of the policy that draws the completions."""
+    split, temperature = layout.mesh.tp > 1, config.generate_config.sampling_config.temperature
+    if shape.pack_length:
+        return PackedLogps(model, rows, shape.pack_length, shape.targets, split, temperature, entropy)
+    return CompletionLogps(model, rows, shape.prompt, shape.completion, split, temperature, entropy)
 
 
 class WeightSync:

@@ -1,13 +1,14 @@
-"""GRPO (Shao et al. 2024): actor, reference and generator of one run, and what one step does with them."""
+"""Actor, reference and generator of one run, and what one step does with them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from mindspore import Tensor, nn
+from tqdm import tqdm
 
 from r1parallel.config import RunConfig
 from r1parallel.config.model import ModelConfig
-from r1parallel.data.batches import RowOrder
 from r1parallel.data.mindrecord import Rows
 from r1parallel.data.tokenizer import Tokenizer
 from r1parallel.errors import UserError
@@ -18,11 +19,14 @@ from r1parallel.monitor.phases import PhaseTimer
 from r1parallel.parallel.model_layout import model_layout
 from r1parallel.parallel.waiting import waiting
 from r1parallel.parallel.world import World
-from r1parallel.rl.experience import Experience, batched_logps, collect
-from r1parallel.rl.metrics import reward_metrics, update_metrics
-from r1parallel.rl.models import Actor, Reference, Slots, WeightSync
-from r1parallel.rl.scoring import score_on_leader
-from r1parallel.rl.update import TokenStatistics, run_update, update_batches
+from r1parallel.rl.correction import check_gap, rollout_gap
+from r1parallel.rl.experience import Experience, collect, judge
+from r1parallel.rl.kl import Beta
+from r1parallel.rl.metrics import completion_kl, experience_metrics, reward_metrics, update_metrics
+from r1parallel.rl.models import Actor, Reference, WeightSync
+from r1parallel.rl.rollout import Draw, Rollout
+from r1parallel.rl.rows import RowShape
+from r1parallel.rl.update import Batch, TokenStatistics, run_update, update_batches
 from r1parallel.training.schedule import learning_rate
 
 
@@ -32,12 +36,10 @@ class StepResult:
 
     metrics: dict[str, float]
     experience: Experience
-    prompts: list[str]
-    completions: list[str]
-    solutions: list[str]
+    draw: Draw
 
 
-class GRPOTrainer:
+class Trainer:
     """Everything a step needs. Shape letters as in `rl/experience.py`; G completions a prompt.
 
     Every rank makes one and calls the same methods; what they return is the same on every rank.
@@ -51,41 +53,36 @@ class GRPOTrainer:
     """
 
     def __init__(self, config: RunConfig, model_config: ModelConfig, rows: Rows, tokenizer: Tokenizer, world: World):
-        settings, generate = config.rl_config, config.generate_config
-        self.config, self.rows, self.tokenizer, self.world = config, rows, tokenizer, world
-        self.group = settings.num_generations
-        self.prompts_per_step = settings.chunk_size * generate.parallel_config.data_parallel * settings.num_rollouts
-        self.completions_per_step = self.prompts_per_step * self.group
-        self.order = RowOrder(len(rows.prompt_ids), self.prompts_per_step, settings.seed)
-        self.total = settings.max_steps or settings.epochs * self.order.steps_per_epoch
-        self.slots = Slots(_longest_prompt(config, rows), generate.sampling_config.max_tokens)
-        actor = config.actor_config.parallel_config
-        self.update_rows = settings.batch_size * actor.data_parallel * actor.micro_batch_num
-        updates = settings.num_iterations * self.completions_per_step // self.update_rows
-        self._make_engine(config, model_config)
-        self.actor = Actor(config, model_config, self.slots, updates, world)
-        self.train = self.actor.train
-        self.reference = Reference(config, model_config, self.slots, world) if settings.beta > 0 else None
-        self._to_generator = WeightSync(self.actor, self.engine.model, self.generator_layout, world)
+        settings = config.rl_config
+        self.config, self.world, self.beta = config, world, Beta(settings, settings.beta)
+        self.shape = row_shape(config, rows)
+        self.generator_layout = model_layout(config, model_config, "generate", world.size)
+        engine = self._make_engine(model_config, tokenizer)
+        self.rollout = Rollout(config, rows, tokenizer, engine, world)
+        self.engine, self.total = engine, settings.max_steps or settings.epochs * self.rollout.order.steps_per_epoch
+        updates = len(list(self._samples(0)))
+        self.actor = Actor(config, model_config, self.shape, updates, world)
+        self.train, self._only_one = self.actor.train, updates == 1
+        self.reference = Reference(config, model_config, self.shape, world) if settings.beta > 0 else None
+        self._to_generator = WeightSync(self.actor, engine.model, self.generator_layout, world)
         self._to_reference = None
         if self.reference is not None and config.ref_config.sync_ref_model:
             self._to_reference = WeightSync(self.actor, self.reference.model, self.reference.layout, world)
 
-    def _make_engine(self, config: RunConfig, model_config: ModelConfig) -> None:
-        generate, sampling = config.generate_config, config.generate_config.sampling_config
-        stop_ids = sampling.eos_token_id or self.tokenizer.stop_ids
-        self.pad_id = self.tokenizer.pad_token_id if sampling.pad_token_id < 0 else sampling.pad_token_id
-        self.generator_layout = model_layout(config, model_config, "generate", self.world.size)
-        self.engine = RolloutEngine(
+    def _make_engine(self, model_config: ModelConfig, tokenizer: Tokenizer) -> RolloutEngine:
+        generate, sampling = self.config.generate_config, self.config.generate_config.sampling_config
+        stop_ids = sampling.eos_token_id or tokenizer.stop_ids
+        self.pad_id = tokenizer.pad_token_id if sampling.pad_token_id < 0 else sampling.pad_token_id
+        return RolloutEngine(
             model_config,
             sampling,
             generate.infer_model_batch_size,
-            self.slots.prompt,
+            self.shape.prompt,
             stop_ids,
             self.pad_id,
             self.generator_layout.mesh,
             self.world,
-            choose_operators(config.context.compute_dtype, trained=False),
+            choose_operators(self.config.context.compute_dtype, trained=False),
         )
 
     def load(self, actor: TensorSource, reference: TensorSource | None) -> None:
@@ -97,72 +94,108 @@ class GRPOTrainer:
 
     def run_step(self, number: int, timer: PhaseTimer, progress: bool) -> StepResult:
         """Step `number` (from 0): rollout, rewards, log-probs, updates, new weights for the generator."""
-        experience, prompts, completions, solutions = self._rollout(number, timer, progress)
-        self._add_logps(number, experience, timer, progress)
+        settings = self.config.rl_config
+        draw = self.rollout.draw(number, timer, progress)
+        experience = self._collect(draw)
+        metrics = reward_metrics(experience, settings.num_generations)
+        metrics["tokens"] = float(experience.lengths.sum())
+        if settings.dynamic_sampling:
+            refill = self.rollout.refill(draw, number, timer, progress)
+            experience = self._collect(draw)
+            metrics |= refill | {"tokens": metrics["tokens"] + refill["refill_tokens"]}
+        batches = self._batches(number, experience)
+        self._add_logps(number, experience, batches, timer, progress)
+        judge(experience, settings, self.beta.value)
         with timer.phase("update"):
-            statistics = self._update(number, experience)
+            statistics = self._update(number, experience, batches)
         with timer.phase("sync"):
             self._to_generator()
             if self._to_reference is not None and (number + 1) % self.config.ref_config.ref_model_sync_steps == 0:
                 self._to_reference()
-        metrics = update_metrics(statistics) | reward_metrics(experience, self.group)
-        metrics["tokens"] = float(experience.lengths.sum())
-        return StepResult(metrics, experience, prompts, completions, solutions)
+        metrics |= update_metrics(statistics, settings) | experience_metrics(experience, settings)
+        if self.reference is not None:
+            metrics["beta"] = self.beta.value
+            self.beta.move(completion_kl(experience, settings), len(experience.lengths))
+        return StepResult(metrics, experience, draw)
 
-    def _rollout(
-        self, number: int, timer: PhaseTimer, progress: bool
-    ) -> tuple[Experience, list[str], list[str], list[str]]:
-        chosen = np.repeat(self.order.indices(number), self.group)
-        prompt_ids = [self.rows.prompt_ids[i, : self.rows.prompt_lengths[i]].tolist() for i in chosen]
-        first = number * self.completions_per_step
-        with timer.phase("rollout"), waiting("rollout"):
-            samples = range(first, first + len(chosen))
-            drawn = self.engine.generate(prompt_ids, self.config.rl_config.seed, samples, progress)
-        with timer.phase("reward"):
-            prompts = [self.tokenizer.decode(ids) for ids in prompt_ids]
-            completions = [self.tokenizer.decode(drawn.ids(row)) for row in range(len(chosen))]
-            solutions = [self.rows.solutions[i] for i in chosen]
-            scores = score_on_leader(self.config.reward_config, prompts, completions, solutions, self.world)
-        experience = collect(prompt_ids, chosen, drawn, scores, self.group, self.slots.prompt, self.pad_id)
-        return experience, prompts, completions, solutions
+    def _collect(self, draw: Draw) -> Experience:
+        settings, prompt_slots = self.config.rl_config, self.shape.prompt
+        return collect(draw.prompt_ids, draw.prompt_rows, draw.drawn, draw.scores, settings, prompt_slots, self.pad_id)
 
-    def _add_logps(self, number: int, experience: Experience, timer: PhaseTimer, progress: bool) -> None:
+    def _samples(self, number: int) -> list[tuple[int, np.ndarray]]:
+        """(pass, samples) of every update of step `number`."""
+        settings, count = self.config.rl_config, self.rollout.completions_per_step
+        actor = self.config.actor_config.parallel_config
+        whole = count if settings.packing else settings.batch_size * actor.data_parallel * actor.micro_batch_num
+        size = settings.mini_batch_size or whole
+        return list(update_batches(count, size, settings.num_iterations, [settings.seed, number]))
+
+    def _batches(self, number: int, experience: Experience) -> list[Batch]:
+        return [
+            Batch(iteration, samples, self.shape.rows(experience, samples, self.train.rows))
+            for iteration, samples in self._samples(number)
+        ]
+
+    def _add_logps(
+        self, number: int, experience: Experience, batches: Sequence[Batch], timer: PhaseTimer, progress: bool
+    ) -> None:
+        # A kernel rounds the last elements of an array in another way: take the rows as the first pass does.
+        first = [batch for batch in batches if batch.iteration == 0]
         if self.actor.old_logps is not None:
             with timer.phase("old_logps"):
                 self.actor.before_old_logps()
-                # A kernel rounds the last elements of an array in another way: take the first pass's order.
-                order = np.concatenate([rows for iteration, rows in self._batches(number) if iteration == 0])
-                experience.old_logps = batched_logps(
-                    self.actor.old_logps, self.actor.micro_rows, experience, order, "old", progress
-                )
+                self._logps("old", self.actor.old_logps, self.actor.micro_rows, experience, first, progress)
+            gap = rollout_gap(experience.old_logps, experience.rollout_logps, experience.learned)
+            check_gap(gap, self.config.rl_config.rollout_gap_limit, f"step {number + 1}")
         if self.reference is not None:
             with timer.phase("reference"):
-                order = np.arange(self.completions_per_step)
-                experience.ref_logps = batched_logps(
-                    self.reference.logps, self.reference.rows, experience, order, "reference", progress
-                )
+                self._logps("ref", self.reference.logps, self.reference.rows, experience, first, progress)
 
-    def _batches(self, number: int) -> Iterator[tuple[int, np.ndarray]]:
-        settings = self.config.rl_config
-        return update_batches(
-            self.completions_per_step, self.update_rows, settings.num_iterations, [settings.seed, number]
-        )
+    def _logps(
+        self,
+        whose: str,
+        logps: Callable[[Tensor, Tensor], Tensor] | nn.Cell,
+        rows: int,
+        experience: Experience,
+        batches: Sequence[Batch],
+        progress: bool,
+    ) -> None:
+        """Fill in the old or the reference log-probs, `rows` graph rows at a time."""
+        into = experience.old_logps if whose == "old" else experience.ref_logps
+        for batch in tqdm(batches, desc=whose, unit="batch", leave=False, disable=None if progress else True):
+            for part in self.shape.rows(experience, batch.samples, rows).parts(rows):
+                with waiting(f"{whose} log-probs"):
+                    part.put(logps(Tensor(part.tokens), Tensor(part.places)).asnumpy(), into)
 
-    def _update(self, number: int, experience: Experience) -> TokenStatistics:
+    def _update(self, number: int, experience: Experience, batches: Sequence[Batch]) -> TokenStatistics:
         settings, statistics = self.config.rl_config, TokenStatistics()
-        for iteration, rows in self._batches(number):
+        for batch in batches:
             lr = learning_rate(self.config.actor_config.lr_schedule, self.train.updates)
-            where = f"step {number + 1}"
-            run_update(self.train, experience, rows, settings.beta, lr, where, statistics, iteration == 0)
+            where, beta = f"step {number + 1}", self.beta.value
+            run_update(self.train, experience, batch, settings, beta, lr, where, statistics, self._only_one)
         return statistics
 
 
-def _longest_prompt(config: RunConfig, rows: Rows) -> int:
-    """P, the prompt slots that this data set needs."""
+def row_shape(config: RunConfig, rows: Rows) -> RowShape:
+    """The graph rows that this data set needs.
+
+    Raises:
+        UserError: a prompt is longer than `max_prompt_length`, or a packed row shorter than one sample.
+    """
     longest, limit = int(rows.prompt_lengths.max()), config.generate_config.max_prompt_length
     if longest > limit:
         raise UserError(
             f"{config.rl_config.dataset_file}: has prompts of {longest} tokens; "
             f"generate_config.max_prompt_length is {limit}"
         )
-    return longest
+    settings, completion = config.rl_config, config.generate_config.sampling_config.max_tokens
+    if not settings.packing:
+        return RowShape(longest, completion)
+    needed = longest + completion
+    length = settings.pack_length or needed
+    if length < needed:
+        raise UserError(
+            f"rl_config.pack_length is {length}, less than the longest prompt {longest} + "
+            f"generate_config.sampling_config.max_tokens {completion} = {needed}; raise it"
+        )
+    return RowShape(longest, completion, length)

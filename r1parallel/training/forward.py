@@ -1,5 +1,7 @@
 """Log-probs without training, under a layout."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from mindspore import Tensor, nn
 
@@ -11,6 +13,30 @@ from r1parallel.parallel.waiting import waiting
 from r1parallel.parallel.world import World
 
 
+def compiled_forward(
+    logps: nn.Cell,
+    examples: Sequence[np.ndarray],
+    layout: ModelLayout,
+    world: World,
+    sequence_parallel: bool = False,
+) -> nn.Cell:
+    """A program of the log-probs, compiled; its result is whole on every rank.
+
+    Args:
+        logps: `CompletionLogps` or `PackedLogps`, for the rows of all dp ranks together, of a model without a cache.
+            Its Parameters may be another model's, under the same layout.
+        examples: inputs of it; only their shapes and types matter.
+        layout: of the model.
+        world: which rank this is.
+        sequence_parallel: as in `on_mesh`.
+    """
+    logps.set_train(False)
+    spread = on_mesh(logps, layout, world, sequence_parallel)
+    with waiting("compilation of a forward graph"):
+        spread.compile(*(Tensor(x) for x in examples))
+    return spread
+
+
 def compiled_logps(
     model: Qwen2ForCausalLM,
     rows: int,
@@ -20,10 +46,10 @@ def compiled_logps(
     world: World,
     sequence_parallel: bool = False,
 ) -> nn.Cell:
-    """A program (tokens_BS, starts_B) → logps_BC, compiled; its result is whole on every rank.
+    """A program (tokens_BS, starts_B) → logps_BC of padded rows at temperature 1; see `compiled_forward`.
 
     Args:
-        model: without a cache. Its Parameters may be another model's, under the same layout.
+        model: without a cache.
         rows: B, of all dp ranks together.
         prompt_length: P, slots of the prompt.
         completion_length: C, slots of the completion.
@@ -31,10 +57,6 @@ def compiled_logps(
         world: which rank this is.
         sequence_parallel: as in `on_mesh`.
     """
-    cell = CompletionLogps(model, rows, prompt_length, completion_length, split_vocab=layout.mesh.tp > 1)
-    cell.set_train(False)
-    spread = on_mesh(cell, layout, world, sequence_parallel)
-    tokens = Tensor(np.zeros((rows, prompt_length + completion_length), np.int32))
-    with waiting("compilation of a forward graph"):
-        spread.compile(tokens, Tensor(np.zeros(rows, np.int32)))
-    return spread
+    logps = CompletionLogps(model, rows, prompt_length, completion_length, split_vocab=layout.mesh.tp > 1)
+    examples = np.zeros((rows, prompt_length + completion_length), np.int32), np.zeros(rows, np.int32)
+    return compiled_forward(logps, examples, layout, world, sequence_parallel)

@@ -28,7 +28,10 @@ class TrainStep:
         layout: of the model.
         world: which rank this is.
         config: optimizer, recomputation, micro-batches.
-        examples: inputs of `loss` for one whole update, [N, …] each; only their shapes and types matter.
+        examples: inputs of `loss` for `micro_batch_num` micro-batches, [N, …] each; only shapes and types matter.
+
+    Attributes:
+        rows: of one launch: a micro-batch, or with pipeline stages N. An update takes any multiple of them.
     """
 
     def __init__(
@@ -45,20 +48,19 @@ class TrainStep:
         with unallocated():
             sums = trained.clone("gradient_sum", "zeros")
         self._layout, self._world = layout, world
-        self._count, self._calls = len(examples[0]), parallel.micro_batch_num
+        self.rows = len(examples[0]) if layout.mesh.pp > 1 else len(examples[0]) // parallel.micro_batch_num
         parts = parallel.micro_batch_interleave_num
         self._placed = layout.mesh.pp > 1 or parts > 1
         if self._placed:
             loss = Placed(loss) if parts == 1 else Interleaved(Placed(loss), parts)
         if layout.mesh.pp > 1:
             cell: nn.Cell = PipelineGradients(loss, trained, sums, parallel.micro_batch_num, layout.opt_shard)
-            self._calls = 1
         else:
             cell = Gradients(loss, trained, sums)
         cell.set_train()
         self._gradients = on_mesh(cell, layout, world, parallel.use_seq_parallel, config.recompute_config)
         with waiting("compilation of the training graph"):
-            self._gradients.compile(*next(self._micro_batches(examples)))
+            self._gradients.compile(*next(self._launches(examples)))
         held = [(p, g) for p, g in zip(trained, sums, strict=True) if layout.slices(p.name, world.rank) is not None]
         if not isinstance(world, DryWorld):  # whose compilation may end at a missing kernel, and then cuts nothing
             for parameter, _ in held:
@@ -77,14 +79,14 @@ class TrainStep:
         """Add up the gradients of one update.
 
         Args:
-            inputs: of the loss, the same on every rank: [N, …] each.
+            inputs: of the loss, the same on every rank: [N, …] each, N a multiple of `rows`.
 
         Returns:
             What the loss says of each row, [N, K]; the same on every rank.
         """
-        assert all(len(x) == self._count for x in inputs), [len(x) for x in inputs]
+        assert all(len(x) % self.rows == 0 for x in inputs), [len(x) for x in inputs]
         with waiting("gradients"):
-            rows_NK = np.concatenate([self._gradients(*part).asnumpy() for part in self._micro_batches(inputs)])
+            rows_NK = np.concatenate([self._gradients(*part).asnumpy() for part in self._launches(inputs)])
         if self._layout.mesh.pp == 1:
             return rows_NK
         return all_gather(self._world, rows_NK, "what the last stage says of each row")[-1]
@@ -114,12 +116,11 @@ class TrainStep:
         self.optimizer(scalar(scale), scalar(lr), scalar(beta1_power), scalar(beta2_power), scalar(eps))
         return norm
 
-    def _micro_batches(self, inputs: Sequence[np.ndarray]) -> Iterator[tuple[Tensor, ...]]:
+    def _launches(self, inputs: Sequence[np.ndarray]) -> Iterator[tuple[Tensor, ...]]:
         """Inputs of each call of the graph."""
-        rows = self._count // self._calls
-        place = (Tensor(np.eye(rows, dtype=np.float32)),) if self._placed else ()
-        for first in range(0, self._count, rows):
-            yield (*place, *(Tensor(np.ascontiguousarray(x[first : first + rows])) for x in inputs))
+        place = (Tensor(np.eye(self.rows, dtype=np.float32)),) if self._placed else ()
+        for first in range(0, len(inputs[0]), self.rows):
+            yield (*place, *(Tensor(np.ascontiguousarray(x[first : first + self.rows])) for x in inputs))
 
     def _norm(self) -> float:
         """L2 norm of the whole gradient; what several ranks hold a copy of counts once."""

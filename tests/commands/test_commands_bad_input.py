@@ -77,10 +77,10 @@ def test_inputs_that_cannot_be_used(script, case, inputs, grpo_run, sft_run, unt
     assert words.format(section=section) in refused(script, flags)
 
 
-def test_a_batch_that_does_not_divide(inputs, grpo_run, untouched, refused):
-    error = refused("run_grpo.py", grpo_flags(inputs, grpo_run, resume_training="true", batch_size=3))
-    assert "num_generations 4 = 16 completions, no multiple of the training batch: batch_size 3" in error
-    assert "rl_config.num_rollouts 3 would do" in error
+def test_a_batch_larger_than_the_step(inputs, grpo_run, untouched, refused):
+    error = refused("run_grpo.py", grpo_flags(inputs, grpo_run, resume_training="true", batch_size=9))
+    assert "num_generations 4 = 16 completions, fewer than the training batch: batch_size 9" in error
+    assert "= 18; lower one of these or raise num_rollouts" in error
 
 
 def test_an_unknown_key_names_the_nearest(inputs, grpo_run, untouched, refused, tmp_path):

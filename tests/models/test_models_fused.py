@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from mindspore import ParameterTuple, Tensor, nn, ops
 from one_rank import LossGradient
+from packed_texts import pack, random_texts
 
 from r1parallel.config.model import ModelConfig
 from r1parallel.config.schema import SamplingConfig
@@ -17,7 +18,8 @@ from r1parallel.errors import UserError
 from r1parallel.generation.engine import RolloutEngine
 from r1parallel.models import fused as module
 from r1parallel.models.fused import PLAIN, choose_operators, fused
-from r1parallel.models.logps import CompletionLogps
+from r1parallel.models.logps import CompletionLogps, PackedLogps
+from r1parallel.models.packing import packed
 from r1parallel.models.parameters import (
     load_parameters,
     model_parameters,
@@ -131,6 +133,22 @@ def test_gradients_are_those_of_the_plain_model(operators, noisy_values, tied):
     for name, expected in found[0].items():
         largest = np.abs(expected).max()
         np.testing.assert_allclose(found[1][name], expected, rtol=0, atol=2e-5 * max(largest, 1e-2), err_msg=name)
+
+
+def test_packed_rows_are_those_of_the_plain_model(operators, noisy_values):
+    texts = random_texts(np.random.default_rng(4), 37, [(3, 2), (1, 3), (2, 1)])
+    texts[2] = texts[2]._replace(prompt=texts[0].prompt)
+    rows = pack(texts, [[[1]], [[0, 2]]], 9, 4)
+    found = []
+    for made_of in (PLAIN, operators):
+        model = Qwen2ForCausalLM(SIZES[True], 9, operators=packed(made_of))
+        load_parameters(model, noisy_values(SIZES[True], seed=6), "test")
+        cell = PackedLogps(model, 2, 9, 4, temperature=0.7, entropy=True)
+        found.append(cell(Tensor(rows.tokens), Tensor(rows.places.joined())).asnumpy())
+    assert np.isfinite(found[1]).all()  # unused targets too
+    used = np.tile(rows.origin[..., 0] >= 0, (1, 2))
+    assert used.sum() == 12
+    np.testing.assert_allclose(found[1][used], found[0][used], rtol=0, atol=2e-5)
 
 
 def test_the_cache_answers_as_the_plain_one(operators, noisy_values):

@@ -124,13 +124,52 @@ def test_log_probs_of_a_split_vocabulary(mindspore_cpu, case):
     found = []
     # MindSpore's fused kernel has a polynomial of its own for exp on a CPU.
     for cell, limit in ((SplitVocabularyLogps(11), 1e-6), (TokenLogps(), 3e-6)):
-        values = cell(*inputs).asnumpy()
+        values = cell(*inputs)[0].asnumpy()
         gradient = ms.grad(cell, 0)(*inputs).asnumpy()
         np.testing.assert_allclose(values, logps[np.arange(6), targets], rtol=1e-6, atol=limit)
         np.testing.assert_allclose(gradient, slopes, rtol=0, atol=limit)
         found.append((values, gradient))
     for ours, fused in zip(*found, strict=True):
         np.testing.assert_allclose(ours, fused, rtol=1e-6, atol=3e-6)
+
+
+@pytest.mark.parametrize("split_vocab", [False, True])
+@pytest.mark.parametrize("case", ["usual", "large", "one far above", "all equal"])
+def test_entropies(mindspore_cpu, split_vocab, case):
+    """Values and gradients against float64; the gradient of −Σ p·log p is −p·(log p + entropy)."""
+    logits, targets = random_logits(case), np.array([0, 10, 3, 3, 7, 1], np.int32)
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    logps = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    entropies = -(np.exp(logps) * logps).sum(axis=1)
+    inputs, limit = (Tensor(logits), Tensor(targets)), 1e-6 if split_vocab else 1e-5  # MindSpore's fused kernel; above
+
+    def make(learned: bool) -> SplitVocabularyLogps | TokenLogps:
+        return SplitVocabularyLogps(11, True, learned) if split_vocab else TokenLogps(True, learned)
+
+    np.testing.assert_allclose(make(True)(*inputs)[1].asnumpy(), entropies, rtol=1e-6, atol=limit)
+    one_hot = np.eye(11)[targets]
+    slopes = one_hot - np.exp(logps) - np.exp(logps) * (logps + entropies[:, None])
+    np.testing.assert_allclose(ms.grad(make(True), 0)(*inputs).asnumpy(), slopes, rtol=0, atol=2 * limit)
+    still = ms.grad(make(False), 0)(*inputs).asnumpy()  # of the log-probs alone
+    np.testing.assert_allclose(still, one_hot - np.exp(logps), rtol=0, atol=limit)
+
+
+@pytest.mark.parametrize("split_vocab", [False, True])
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 1.7])
+def test_temperature_divides_the_logits(model, rows, split_vocab, temperature):
+    """Log-probs and entropies of softmax(logits / temperature), both side by side."""
+    model.set_train(False)
+    logits = model(Tensor(rows[0]), Tensor(np.arange(SLOTS, dtype=np.int32)), Tensor(rows[1])).asnumpy()
+    logits = logits.reshape(ROWS, SLOTS, -1)[:, PROMPT_SLOTS - 1 : -1].astype(np.float64) / temperature
+    logps = logits - np.log(np.exp(logits).sum(axis=2, keepdims=True))
+    expected = np.take_along_axis(logps, rows[0][:, PROMPT_SLOTS:, None], axis=2)[:, :, 0]
+    entropies = -(np.exp(logps) * logps).sum(axis=2)
+    cell = CompletionLogps(model, ROWS, PROMPT_SLOTS, ANSWER_SLOTS, split_vocab, temperature, entropy=True)
+    found = cell(*(Tensor(x) for x in rows)).asnumpy()
+    np.testing.assert_allclose(found, np.concatenate([expected, entropies], axis=1), rtol=1e-6, atol=1e-5)
+    if temperature == 1.0:  # and asking for entropies changes no log-prob
+        plain = CompletionLogps(model, ROWS, PROMPT_SLOTS, ANSWER_SLOTS, split_vocab)(*(Tensor(x) for x in rows))
+        np.testing.assert_array_equal(found[:, :ANSWER_SLOTS], plain.asnumpy())
 
 
 _MEASURE = """

@@ -1,233 +1,224 @@
-import grpo_reference as paper
+"""The parts of the loss one by one, and what surrounds it: weights, advantages, penalties, the real model."""
+
+from dataclasses import replace
+
 import numpy as np
+import paper_pieces as paper
+import paper_presets as papers
 import pytest
+from given_logps import GivenLogps
 from hypothesis import given
 from hypothesis import strategies as st
-from mindspore import Parameter, ParameterTuple, Tensor, nn
+from mindspore import Tensor
+from paper_cases import GROUP, ROWS, SLOTS, random_case, settings_of, told
 from tiny_runs import MODEL
 
+from r1parallel.config.schema import RLConfig
 from r1parallel.models.logps import CompletionLogps
 from r1parallel.models.parameters import load_parameters, random_values
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
-from r1parallel.rl.advantages import group_advantages, kept_rows
-from r1parallel.rl.losses import GRPOLoss, sequence_mean_weights, token_values
-from r1parallel.training.gradients import Gradients
+from r1parallel.rl.advantages import kept_rows, overlong_penalties, token_advantages
+from r1parallel.rl.losses import PolicyLoss, TokenInputs, loss_weights, token_values
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
-GROUP, ROWS, SLOTS = 3, 6, 7  # two groups
-GARBAGE = np.array([-1e4, 80.0, np.inf, -np.inf, np.nan, 0.0], np.float32)
+ROW = np.array([[-0.24, -0.12, -0.04, 0.0, 0.04, 0.12, 0.24]])  # log ratios
 
 
-class GivenLogps(nn.Cell):
-    """Stands in for the model: its log-probs are the parameter that the loss is differentiated by."""
-
-    def __init__(self):
-        super().__init__()
-        self.values = Parameter(Tensor(np.zeros((ROWS, SLOTS), np.float32)), name="logps")
-
-    def construct(self, tokens_BS, starts_B):
-        return self.values
-
-
-class Graph:
-    """GRPOLoss over given log-probs; calling it gives what the loss says, and its gradient by the log-probs."""
-
-    def __init__(self, low, high, beta, on_policy=False):
-        self.settings = low, high, beta
-        self.stub = GivenLogps()
-        self.sums = Parameter(Tensor(np.zeros((ROWS, SLOTS), np.float32)), name="gradient_sum.logps")
-        loss = GRPOLoss(self.stub, low, high, beta, on_policy)
-        self.cell = Gradients(loss, ParameterTuple([self.stub.values]), ParameterTuple([self.sums]))
-
-    def __call__(self, case):
-        self.stub.values.set_data(Tensor(case.logps))
-        self.sums.set_data(Tensor(np.zeros((ROWS, SLOTS), np.float32)))
-        kept = kept_rows(case.rewards, GROUP)
-        inputs = (
-            np.zeros((ROWS, 1), np.int32),
-            np.zeros(ROWS, np.int32),
-            case.old,
-            case.ref,
-            group_advantages(case.rewards, GROUP)[:, None],
-            sequence_mean_weights(case.lengths, kept, SLOTS),
-        )
-        said = self.cell(*(Tensor(x) for x in inputs)).asnumpy()
-        assert said.shape == (ROWS, 5 * SLOTS)
-        return token_values(said), self.sums.asnumpy().copy()
+def judged(settings, advantages, logps=-2.0, differences=ROW, entropies=None):
+    """(values, gradient) of slots with weight 1, each a completion of its own."""
+    logps = np.full(differences.shape, logps)
+    ones, numbers = np.ones_like(logps), np.arange(logps.size, dtype=float).reshape(logps.shape)
+    told_loss = TokenInputs(
+        logps - differences, logps, np.broadcast_to(advantages, logps.shape), ones, ones, ones, numbers, ones
+    )
+    stub = logps if entropies is None else np.concatenate([logps, entropies], axis=1)
+    return GivenLogps(settings, *logps.shape)(stub, told_loss)
 
 
-class Case:
-    """Random log-probs, rewards and lengths. Log-probs are multiples of 1/1024: fp32 holds their differences."""
+@pytest.mark.parametrize("advantage", [1.5, -1.5])
+@pytest.mark.parametrize("dual", [None, 1.2])
+def test_clip(advantage, dual):
+    settings = RLConfig(beta=0.0, epsilon_low=0.05, epsilon_high=0.1, dual_clip=dual or 0.0)
+    values, gradient = judged(settings, advantage)
 
-    def __init__(self, seed):
-        rng = np.random.default_rng(seed)
+    def gain(difference):
+        return paper.clipped(np.exp(difference), advantage, 0.05, 0.1, dual)
 
-        def numbers(scale):
-            return (np.round(rng.normal(0, scale, (ROWS, SLOTS)) * 1024) / 1024).astype(np.float32)
-
-        spread = (0.08, 1.0, 6.0)[seed % 3]  # of the log of the ratio: from about 1 to e^±18
-        # MindSpore's Exp on a CPU is right to the last bit only for |x| < 0.25; at |x| = 20 it is off by 8e-6.
-        self.tolerance = 1e-6 if spread < 0.1 else 1e-5
-        self.logps = np.minimum(-np.abs(numbers(3.0)), 0)
-        self.old, self.ref = self.logps + numbers(spread), self.logps + numbers(spread)
-        self.lengths = rng.integers(1, SLOTS + 1, ROWS).astype(np.int32)
-        self.lengths[:2] = 1, SLOTS
-        self.rewards = rng.integers(0, 3, ROWS) + rng.choice([0.0, 0.5], ROWS)
-        if seed % 5 == 0:
-            self.rewards[:GROUP] = 0.1  # all equal
-        if seed % 5 == 1:
-            self.rewards[GROUP + seed % GROUP] = np.nan  # the group cannot be scored
-        self.outside = np.arange(SLOTS) >= self.lengths[:, None]
-        for array in (self.logps, self.old, self.ref):
-            array[self.outside] = rng.choice(GARBAGE, self.outside.sum())
-
-    def reference(self, low, high, beta):
-        return paper.grpo(self.logps, self.old, self.ref, self.rewards, GROUP, self.lengths, low, high, beta)
+    np.testing.assert_allclose(values.loss, -gain(ROW), rtol=1e-6)
+    slope = -(gain(ROW + paper.STEP) - gain(ROW - paper.STEP)) / (2 * paper.STEP)
+    np.testing.assert_allclose(gradient, slope, rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(values.clipped, slope == 0)
 
 
-@pytest.fixture(scope="module", params=[(0.2, 0.2, 0.04), (0.1, 0.3, 0.0)], ids=["kl", "no_kl"])
-def graph(request):
-    return Graph(*request.param)
+@pytest.mark.parametrize(("low", "smallest"), [(0.1, 0.9), (1.0, 0.0)])
+def test_cispo_weights(low, smallest):
+    """Every token keeps a gradient; a lower limit of 1 is none."""
+    settings = RLConfig(beta=0.0, policy_loss="cispo", epsilon_low=low, epsilon_high=0.1)
+    values, gradient = judged(settings, -1.5)
+    weights = np.clip(np.exp(ROW), smallest, 1.1)
+    np.testing.assert_allclose(values.loss, weights * 1.5 * -2.0, rtol=1e-6)
+    np.testing.assert_allclose(gradient, weights * 1.5, rtol=1e-6)
+    np.testing.assert_array_equal(values.clipped, weights != np.exp(ROW))
 
 
-@pytest.mark.parametrize("seed", range(30))
-def test_loss_and_tokens_agree_with_the_paper(graph, seed):
-    case = Case(seed)
-    expected = case.reference(*graph.settings)
-    (losses, logps, ratio, kl, clipped), gradient = graph(case)
-    counted = ~case.outside & kept_rows(case.rewards, GROUP)[:, None]
-    assert losses.sum(dtype=np.float64) == pytest.approx(expected.loss, rel=case.tolerance, abs=1e-6)
-    assert not losses[~counted].any()
-    np.testing.assert_allclose(ratio[counted], expected.ratio[counted], rtol=case.tolerance)
-    np.testing.assert_allclose(kl[counted], expected.kl[counted], rtol=case.tolerance, atol=case.tolerance)
-    np.testing.assert_array_equal(clipped[counted], expected.clipped[counted])
-    np.testing.assert_array_equal(logps, case.logps)
-    np.testing.assert_allclose(gradient, expected.gradient, rtol=1e-5, atol=1e-6)
-    assert not gradient[~counted].any()
+def test_reinforce_has_no_ratio():
+    values, gradient = judged(RLConfig(beta=0.0, policy_loss="reinforce"), 1.5)
+    np.testing.assert_allclose(values.loss, np.full(ROW.shape, 3.0), rtol=1e-6)
+    np.testing.assert_allclose(gradient, np.full(ROW.shape, -1.5), rtol=1e-6)
+    assert not values.clipped.any()
 
 
-def test_cases_cover_what_they_claim():
-    cases = [Case(seed) for seed in range(30)]
-    outcomes = [case.reference(0.2, 0.2, 0.04) for case in cases]
-    assert max(outcome.ratio.max() for outcome in outcomes) > 1e6
-    assert min(outcome.ratio[outcome.ratio > 0].min() for outcome in outcomes) < 1e-6
-    clipped = np.concatenate([outcome.clipped.ravel() for outcome in outcomes])
-    assert 100 < clipped.sum() < len(clipped) / 2
-    assert sum(np.isnan(case.rewards).any() for case in cases) == 6
-    assert any(np.isnan(case.logps).any() for case in cases)
+def test_entropy_bonus_and_metric():
+    """The bonus is Σ weight · entropy, with a minus in the loss. As a metric alone it moves nothing."""
+    entropies = np.linspace(0.1, 2.0, ROW.size)[None]
+    plain, slopes = judged(RLConfig(beta=0.0), 1.0)
+    metric, metric_slopes = judged(RLConfig(beta=0.0, calculate_entropy=True), 1.0, entropies=entropies)
+    bonus, bonus_slopes = judged(RLConfig(beta=0.0, entropy_coef=0.3), 1.0, entropies=entropies)
+    for values in (metric, bonus):
+        np.testing.assert_allclose(values.entropy, entropies, rtol=1e-6)
+    np.testing.assert_array_equal(metric.loss, plain.loss)
+    np.testing.assert_array_equal(metric_slopes, np.concatenate([slopes, 0 * slopes], axis=1))
+    np.testing.assert_allclose(bonus.loss, plain.loss - 0.3 * entropies, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(bonus_slopes[:, ROW.size :], np.full(ROW.shape, -0.3), rtol=1e-6)
 
 
-def test_reference_gradient_is_the_slope_of_the_reference_loss():
-    for seed in (0, 1, 3, 4, 7):  # ratios that differences of float64 can follow
-        case, step = Case(seed), 1e-6
-        case.logps = case.logps.astype(np.float64)
-        slopes = case.reference(0.2, 0.2, 0.04).gradient
-        for i, t in np.argwhere(~case.outside):
-            losses = []
-            for sign in (1, -1):
-                case.logps[i, t] += sign * step
-                losses.append(case.reference(0.2, 0.2, 0.04).loss)
-                case.logps[i, t] -= sign * step
-            assert (losses[0] - losses[1]) / (2 * step) == pytest.approx(slopes[i, t], rel=1e-5, abs=1e-7)
+def test_corrections_weigh_the_policy_and_beta_the_kl():
+    """Each term has weights of its own; the entropy has those without either."""
+    case = random_case(17)
+    settings = RLConfig(beta=0.5, num_generations=GROUP, entropy_coef=0.3)
+    given_loss = told(case, settings)
+    rng = np.random.default_rng(0)
+    corrections = rng.choice([0.0, 0.5, 1.3], given_loss.weights.shape)
+    entropies = rng.uniform(0.1, 2.0, given_loss.weights.shape)
+    changed = given_loss._replace(policy_weights=given_loss.weights * corrections)
+    tokens = case.batch.tokens
+    ratio = np.exp(paper.difference(tokens, case.logps, case.batch.old))
+    kl = paper.kl_estimate("k3", paper.only(tokens, case.logps), paper.only(tokens, case.batch.ref))
+    policy = -paper.clipped(ratio, given_loss.advantages, 0.2, 0.2)
+    values, _ = GivenLogps(settings, ROWS, SLOTS)(np.concatenate([case.logps, entropies], axis=1), changed)
+    weights = paper.each_completion_alike(case.batch)
+    expected = weights * (corrections * policy + 0.5 * kl - 0.3 * entropies)
+    np.testing.assert_allclose(values.loss, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_on_policy_the_ratio_is_one_and_the_gradient_stays():
-    graph = Graph(0.2, 0.2, 0.04, on_policy=True)
-    case = Case(3)
-    (losses, _, ratio, _, clipped), gradient = graph(case)
-    case.old[:] = case.logps  # what "on policy" means; the graph was given other numbers
-    expected = case.reference(*graph.settings)
-    assert losses.sum(dtype=np.float64) == pytest.approx(expected.loss, rel=1e-6, abs=1e-6)
-    assert (ratio == 1.0).all()
-    assert not clipped.any()
-    np.testing.assert_allclose(gradient, expected.gradient, rtol=1e-5, atol=1e-6)
-    assert np.abs(gradient).max() > 0.01
+def test_garbage_past_the_end_changes_no_bit():
+    settings = settings_of("grpo")
+    graph, case = GivenLogps(settings, ROWS, SLOTS), random_case(17)
+    inside, batch = case.batch.inside, case.batch
+    before = graph(case.logps, told(case, settings))
+    assert np.isnan(before[0].loss).sum() == 0 and np.isnan(case.logps).any()
+    clean = [np.where(inside, array, 0.0) for array in (case.logps, batch.old, batch.ref)]
+    cleaned = replace(case, logps=clean[0], batch=replace(batch, old=clean[1], ref=clean[2]))
+    after = graph(cleaned.logps, told(cleaned, settings))
+    for name in ("loss", "logps", "ratio", "kl", "clipped", "entropy"):
+        np.testing.assert_array_equal(getattr(before[0], name), getattr(after[0], name), err_msg=name)
+    np.testing.assert_array_equal(before[1], after[1])
 
 
 def test_over_the_real_model_the_loss_is_the_papers():
-    prompt = 4
+    prompt, settings = 4, settings_of("grpo")
     model = Qwen2ForCausalLM(MODEL, prompt + SLOTS)
     load_parameters(model, random_values(MODEL, 0, 0.3), "random")
     logps_cell = CompletionLogps(model, ROWS, prompt, SLOTS)
-    loss_cell = GRPOLoss(logps_cell, 0.2, 0.2, 0.04, on_policy=False)
     rng = np.random.default_rng(0)
-    case = Case(3)
-    shifts = rng.normal(0, 0.08, (2, ROWS, SLOTS)).astype(np.float32)
     tokens = rng.integers(0, MODEL.vocab_size, (ROWS, prompt + SLOTS)).astype(np.int32)
     starts = rng.integers(0, prompt, ROWS).astype(np.int32)
-    logps = logps_cell(Tensor(tokens), Tensor(starts)).asnumpy()
-    case.logps, case.old, case.ref = logps, logps + shifts[0], logps + shifts[1]
-    case.old[case.outside] = case.ref[case.outside] = 80.0
-    advantages = group_advantages(case.rewards, GROUP)[:, None]
-    weights = sequence_mean_weights(case.lengths, kept_rows(case.rewards, GROUP), SLOTS)
-    inputs = (tokens, starts, case.old.astype(np.float32), case.ref.astype(np.float32), advantages, weights)
-    losses, seen, ratio, kl, clipped = token_values(loss_cell(*(Tensor(x) for x in inputs)).asnumpy())
-    case.old, case.ref = inputs[2], inputs[3]
-    expected = case.reference(0.2, 0.2, 0.04)
-    np.testing.assert_array_equal(seen, logps)
-    assert losses.sum(dtype=np.float64) == pytest.approx(expected.loss, rel=1e-6, abs=1e-6)
-    inside = ~case.outside
-    np.testing.assert_allclose(ratio[inside], expected.ratio[inside], rtol=1e-6)
-    np.testing.assert_allclose(kl[inside], expected.kl[inside], rtol=1e-6, atol=1e-6)
-    np.testing.assert_array_equal(clipped[inside], expected.clipped[inside])
+    logps = logps_cell(Tensor(tokens), Tensor(starts)).asnumpy().astype(np.float64)
+    shifts = rng.normal(0, 0.06, (2, ROWS, SLOTS)).astype(np.float32)
+    old, ref = ((logps + shift).astype(np.float32).astype(np.float64) for shift in shifts)
+    case = random_case(18)
+    case = replace(case, logps=logps, batch=replace(case.batch, old=old, ref=ref))
+    cell = PolicyLoss(logps_cell, settings, on_policy=False)
+    values = token_values(cell(Tensor(tokens), Tensor(starts), Tensor(told(case, settings).joined())).asnumpy())
+    expected = papers.grpo(case.batch, beta=settings.beta).loss(logps)
+    assert values.loss.sum(dtype=np.float64) == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
-def test_garbage_past_the_end_changes_no_bit(graph):
-    case = Case(2)
-    before = graph(case)
-    for array in (case.logps, case.old, case.ref):
-        array[case.outside] = 0.0
-    values, gradient = graph(case)
-    assert np.isnan(before[0].logps[case.outside]).any()  # the garbage was there
-    for part in ("loss", "ratio", "kl", "clipped"):
-        np.testing.assert_array_equal(getattr(values, part), getattr(before[0], part))
-    np.testing.assert_array_equal(gradient, before[1])
-
-
-def test_token_values_are_the_five_parts_in_order():
-    rows = np.arange(2 * 15, dtype=np.float32).reshape(2, 15)
+def test_token_values_are_the_parts_in_order():
+    rows = np.arange(2 * 18, dtype=np.float32).reshape(2, 18)
     parts = token_values(rows)
-    assert parts._fields == ("loss", "logps", "ratio", "kl", "clipped")
+    assert parts._fields == ("loss", "logps", "ratio", "kl", "clipped", "entropy")
     for i, part in enumerate(parts):
         np.testing.assert_array_equal(part, rows[:, 3 * i : 3 * i + 3])
 
 
-@given(st.lists(st.tuples(st.integers(1, 9), st.booleans()), min_size=1, max_size=8))
-def test_weights_of_kept_rows_are_equal_and_sum_to_one(rows):
-    lengths = np.array([length for length, _ in rows], np.int32)
-    kept = np.array([keep for _, keep in rows])
-    weights = sequence_mean_weights(lengths, kept, 9)
-    assert weights.dtype == np.float32 and weights.shape == (len(rows), 9)
-    np.testing.assert_allclose(weights.sum(axis=1), kept / max(1, kept.sum()), rtol=1e-6)
-    np.testing.assert_array_equal(weights > 0, (np.arange(9) < lengths[:, None]) & kept[:, None])
+# --- what a token counts for ---
 
+rows_of_an_update = st.lists(st.tuples(st.integers(1, 9), st.booleans()), min_size=1, max_size=8)
+
+
+@given(rows_of_an_update, st.integers(0, 5))
+def test_weights_hold_every_denominator(rows, constant):
+    lengths, counted = np.array([length for length, _ in rows]), np.array([counts for _, counts in rows])
+    tokens = (np.arange(9) < lengths[:, None]) & counted[:, None]
+    count = max(1, counted.sum())
+    of_rows = {
+        "sequence_mean": counted / count,
+        "token_mean": tokens.sum(axis=1) / max(1, tokens.sum()),
+        "constant": tokens.sum(axis=1) / count / (constant or 11),
+    }
+    for name, expected in of_rows.items():
+        weights = loss_weights(lengths, counted, 9, RLConfig(loss_aggregation=name, loss_constant=constant), 11)
+        np.testing.assert_allclose(weights.sum(axis=1), expected, rtol=1e-12)
+        np.testing.assert_array_equal(weights > 0, tokens)
+        for row, inside in zip(weights, tokens, strict=True):
+            assert len(set(row[inside])) <= 1
+
+
+# --- advantages ---
 
 rewards_of_groups = st.lists(
     st.lists(st.sampled_from([0.0, 0.1, 0.5, 1.0, 2.0, -1.0, float("nan")]), min_size=4, max_size=4),
     min_size=1,
     max_size=5,
 )
+ESTIMATORS = [
+    ("group", "group"),
+    ("group", "batch"),
+    ("group", "none"),
+    ("rloo", "none"),
+    ("rloo", "batch"),
+    ("reinforce_plus_plus", "batch"),
+    ("reinforce_plus_plus", "none"),
+]
 
 
-@given(rewards_of_groups)
-def test_advantages_agree_with_the_paper(groups):
+def our_advantages(groups, estimator, scale, penalties=None):
     rewards = np.array(groups).reshape(-1)
-    ours = group_advantages(rewards, 4)
+    lengths = np.arange(len(rewards)) % 3 + 1
+    penalties = np.zeros((len(rewards), 3)) if penalties is None else penalties
+    settings = RLConfig(advantage_estimator=estimator, advantage_scale=scale)
+    return token_advantages(rewards, penalties, lengths, 4, settings)
+
+
+@pytest.mark.parametrize(("estimator", "scale"), ESTIMATORS)
+@given(groups=rewards_of_groups)
+def test_advantages_agree_with_the_papers(estimator, scale, groups):
+    rewards = np.array(groups).reshape(-1)
+    kept, inside = kept_rows(rewards, 4), np.arange(3) < (np.arange(len(rewards)) % 3 + 1)[:, None]
+    tokens = inside & kept[:, None]
+    values = {
+        "group": lambda: paper.group_relative(rewards, 4, scaled=scale == "group"),
+        "rloo": lambda: paper.leave_one_out(rewards, 4),
+        "reinforce_plus_plus": lambda: np.nan_to_num(rewards),
+    }[estimator]()
+    expected = np.where(tokens, values[:, None], 0.0)
+    if scale == "batch" and kept.any():
+        if estimator == "reinforce_plus_plus":
+            expected = paper.whitened(expected, tokens)
+        else:
+            spread = rewards[kept].std(ddof=1)
+            expected = expected / (spread + 1e-6) if np.ptp(rewards[kept]) else 0 * expected
+    ours = our_advantages(groups, estimator, scale)
     assert ours.dtype == np.float32
-    np.testing.assert_allclose(ours, paper.advantages(rewards, 4), rtol=1e-6, atol=1e-7)
-    np.testing.assert_array_equal(kept_rows(rewards, 4), paper.counted_rows(rewards, 4))
+    np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-6)
 
 
-@given(rewards_of_groups, st.randoms(use_true_random=False))
-def test_advantages_follow_their_completions(groups, random):
-    order = [random.sample(range(4), 4) for _ in groups]
-    moved = [[group[i] for i in places] for group, places in zip(groups, order, strict=True)]
-    straight = group_advantages(np.array(groups).reshape(-1), 4).reshape(-1, 4)
-    places = np.array(order)
-    followed = np.take_along_axis(straight, places, axis=1)
-    np.testing.assert_allclose(group_advantages(np.array(moved).reshape(-1), 4).reshape(-1, 4), followed, atol=1e-6)
-
-
-def test_equal_rewards_give_exactly_zero():
-    advantages = group_advantages(np.array([0.1, 0.1, 0.1, 1 / 3, 1 / 3, 1 / 3]), 3)
-    assert (advantages == 0.0).all()
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=8), st.integers(1, 20), st.sampled_from([0.5, 1.0, 2.0]))
+def test_the_penalty_for_length_is_the_papers(lengths, buffer, penalty):
+    settings = RLConfig(overlong="penalty", overlong_buffer=buffer, overlong_penalty=penalty)
+    stopped = np.ones(len(lengths), bool)
+    ours = overlong_penalties(np.array(lengths), stopped, 20, settings)
+    np.testing.assert_allclose(-ours, [penalty * paper.overlong_penalty(length, 20, buffer) for length in lengths])
+    cut_off = overlong_penalties(np.full(len(lengths), 20), ~stopped, 20, settings)
+    np.testing.assert_allclose(-cut_off, penalty * paper.overlong_penalty(21, 20, buffer))

@@ -17,7 +17,7 @@ from r1parallel.monitor.phases import PhaseTimer
 from r1parallel.parallel.world import World
 from r1parallel.rewards import REWARDS, Scores
 from r1parallel.rl.experience import collect
-from r1parallel.rl.trainer import GRPOTrainer
+from r1parallel.rl.trainer import Trainer
 from r1parallel.training.schedule import learning_rate
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
@@ -45,7 +45,7 @@ def sevens():
 def make_trainer(inputs, model, weights, **changes):
     rewards = {"reward_config__verifier_function": "sevens", "reward_config__verifier_weight": "1"}
     config = grpo_config(inputs, inputs.folder / "unused", **rewards, **changes)
-    trainer = GRPOTrainer(config, model, read_mindrecord(inputs.train), load_tokenizer(inputs.tokenizer), World())
+    trainer = Trainer(config, model, read_mindrecord(inputs.train), load_tokenizer(inputs.tokenizer), World())
     trainer.load(ArraySource(weights, "random"), None)
     return trainer
 

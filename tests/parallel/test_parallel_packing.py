@@ -1,0 +1,39 @@
+"""Packed rows on four ranks give what they give in one process."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from layout_cases import Case
+from msrun import run_workers
+from packing_cases import CASES, compute, small
+
+from r1parallel.parallel.world import World
+
+WORKER = Path(__file__).with_name("packing_worker.py")
+REPOSITORY = Path(__file__).parents[2]
+WORLD_SIZE, LIMIT_S = 4, 600
+
+
+@pytest.mark.usefixtures("mindspore_cpu")
+def test_packed_rows_do_not_depend_on_the_layout(tmp_path):
+    env = {"PYTHONPATH": os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "tests")))}
+    done = run_workers(WORKER, [str(tmp_path), *CASES], WORLD_SIZE, tmp_path / "job", LIMIT_S, env)
+    assert done.returncode == 0, done.output[-2000:] + "".join(done.log(r)[-500:] for r in range(WORLD_SIZE))
+    expected = compute(Case("one"), World())
+    assert np.abs(expected["values"]).max() > 1
+    worst = {}
+    for case in CASES.values():
+        layout = case.layout(small())
+        for rank in range(WORLD_SIZE):
+            with np.load(tmp_path / f"{case.name}-{rank}.npz") as found:
+                said = {"values", "shares"} if case.pp > 1 else {"shares"}
+                assert set(found) - said == set(layout.stages[rank // layout.stage_size])
+                for name, value in found.items():
+                    wanted = expected[name] if name in said else expected[name][layout.slices(name, rank)]
+                    assert np.abs(wanted).max() > 0, name
+                    error = np.abs(value - wanted).max() / max(1.0, np.abs(expected[name]).max())
+                    worst[case.name] = max(worst.get(case.name, (0.0, "")), (float(error), name))
+    print(worst)
+    assert all(error < 1e-5 for error, _ in worst.values()), worst
