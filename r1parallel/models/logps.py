@@ -20,7 +20,8 @@ class TokenLogps(nn.Cell):
     """logits_RV, targets_R → log softmax(logits)[target], fp32 [R], and with `entropy` −Σ p·log p of each row too.
 
     The fused log softmax matters on CPU: an operator that broadcasts keeps index tables of 16 bytes for every element
-    of its output. An entropy with a gradient takes four more arrays [R, V], so it only has one where it is learned.
+    of its output. The gradient of the entropy takes four times the memory of all logits, so it is made only where the
+    entropy is learned.
     """
 
     def __init__(self, entropy: bool = False, learn_entropy: bool = True) -> None:

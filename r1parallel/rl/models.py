@@ -136,9 +136,10 @@ def _logps(
 ) -> nn.Cell:
     """Log-probs at the sampling temperature: of the policy that draws the completions."""
     split, temperature = layout.mesh.tp > 1, config.generate_config.sampling_config.temperature
+    learn = config.rl_config.entropy_coef > 0.0
     if shape.pack_length:
-        return PackedLogps(model, rows, shape.pack_length, shape.targets, split, temperature, entropy)
-    return CompletionLogps(model, rows, shape.prompt, shape.completion, split, temperature, entropy)
+        return PackedLogps(model, rows, shape.pack_length, shape.targets, split, temperature, entropy, learn)
+    return CompletionLogps(model, rows, shape.prompt, shape.completion, split, temperature, entropy, learn)
 
 
 class WeightSync:

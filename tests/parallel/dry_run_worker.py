@@ -35,6 +35,8 @@ def run_config(case: Case, tied: bool, folder: Path, compute_dtype: str = "float
         enable_parallel_optimizer=case.opt,
     )
     config.rl_config.batch_size = 2
+    # Neither packing nor entropies change where a parameter lies: half of the jobs have both.
+    config.rl_config.packing, config.rl_config.entropy_coef = tied, 0.01 if tied else 0.0
     for model in (config.ref_config, config.generate_config):
         model.parallel_config = ParallelConfig(case.dp * case.pp, case.tp)
     return config

@@ -7,23 +7,25 @@ from mindspore import nn
 from mindspore.ops import Primitive
 
 from r1parallel.config.model import ModelConfig
-from r1parallel.config.schema import RecomputeConfig, SamplingConfig
+from r1parallel.config.schema import RecomputeConfig, RLConfig, SamplingConfig
 from r1parallel.generation.engine import NextToken
 from r1parallel.generation.sampling import Sampler
 from r1parallel.models import logps as logps_module
 from r1parallel.models.fused import choose_operators
-from r1parallel.models.logps import CompletionLogps
+from r1parallel.models.logps import CompletionLogps, PackedLogps
+from r1parallel.models.packing import packed
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
 from r1parallel.parallel.mesh import Mesh
 from r1parallel.parallel.operators import UNSPLIT, strategies
 from r1parallel.parallel.parallelize import parallelize
-from r1parallel.rl.losses import GRPOLoss
+from r1parallel.rl.losses import PolicyLoss
 from r1parallel.training.gradients import Placed
 from r1parallel.training.sft import SFTLoss
 
 SIZES = ModelConfig(64, 32, 64, 2, 4, 2, tie_word_embeddings=False)
 DEEP = replace(SIZES, num_layers=4)
 # Entries that a program gives itself: MindSpore has no rule for them.
+LOSS_CELLS = ("SFTLoss", "PolicyLoss", "SequenceRatio", "KL")
 LAID_OUT_BY_HAND = {("CachedAttention", "write"), ("FusedCachedAttention", "write")}
 
 
@@ -43,8 +45,14 @@ def sft_loss(config, split_vocab):
 
 
 def grpo_loss(config, split_vocab):
-    logps = CompletionLogps(Qwen2ForCausalLM(config, 8), 2, 4, 4, split_vocab)
-    return Placed(GRPOLoss(logps, 0.2, 0.2, 0.04, on_policy=False))
+    """Every operator that any setting uses is held by every loss."""
+    logps = CompletionLogps(Qwen2ForCausalLM(config, 8), 2, 4, 4, split_vocab, 0.9, entropy=True)
+    return Placed(PolicyLoss(logps, RLConfig(entropy_coef=0.1), on_policy=False))
+
+
+def packed_loss(config, split_vocab):
+    model = Qwen2ForCausalLM(config, 12, operators=packed(choose_operators("float32", trained=True)))
+    return Placed(PolicyLoss(PackedLogps(model, 2, 12, 6, split_vocab), RLConfig(), on_policy=False))
 
 
 def generator(config, split_vocab):
@@ -57,6 +65,12 @@ def fused_loss(config, split_vocab):
     return Placed(SFTLoss(CompletionLogps(model, 2, 4, 4, split_vocab)))
 
 
+def fused_packed_loss(config, split_vocab):
+    operators = packed(choose_operators("bfloat16", trained=True))
+    model = Qwen2ForCausalLM(replace(config, hidden_size=64), 12, operators=operators)
+    return Placed(SFTLoss(PackedLogps(model, 2, 12, 6, split_vocab)))
+
+
 def fused_generator(config, split_vocab):
     operators = choose_operators("bfloat16", trained=False)
     model = Qwen2ForCausalLM(replace(config, hidden_size=64), 8, 2, operators)
@@ -65,7 +79,9 @@ def fused_generator(config, split_vocab):
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("split_vocab", [False, True])
-@pytest.mark.parametrize("make", [sft_loss, grpo_loss, generator, fused_loss, fused_generator])
+@pytest.mark.parametrize(
+    "make", [sft_loss, grpo_loss, packed_loss, generator, fused_loss, fused_packed_loss, fused_generator]
+)
 def test_every_operator_of_a_program_has_a_strategy(make, tied, split_vocab):
     program = make(replace(SIZES, tie_word_embeddings=tied), split_vocab)
     found = list(operators(program))
@@ -77,7 +93,7 @@ def test_every_operator_of_a_program_has_a_strategy(make, tied, split_vocab):
     assert given - {(type(cell).__name__, name) for cell, name, _ in found} == set()
 
 
-@pytest.mark.parametrize("make", [sft_loss, grpo_loss, generator])
+@pytest.mark.parametrize("make", [sft_loss, grpo_loss, packed_loss, generator])
 def test_one_rank_splits_nothing(make):
     program = make(SIZES, False)
     parallelize(program, Mesh(dp=1, pp=1, tp=1), (2,))
@@ -119,10 +135,11 @@ def test_every_part_of_the_log_probs_has_a_strategy(monkeypatch):
 
 def test_losses_are_whole_on_every_rank():
     """Else the ranks of the last stage would not all hold what the loss says of each row."""
-    for make in (sft_loss, grpo_loss):
+    for make in (sft_loss, grpo_loss, packed_loss):
         program = make(SIZES, True)
         parallelize(program, Mesh(dp=2, pp=1, tp=2), (2,))
-        for cell in (program, program.loss):
+        inner = [cell for _, cell in program.loss.cells_and_names() if type(cell).__name__ in LOSS_CELLS]
+        for cell in (program, *inner):
             for name in strategies(cell):
                 strategy = getattr(cell, name).in_strategy
                 assert {parts for operand in strategy for parts in operand} == {1}, (type(cell).__name__, name)
@@ -222,7 +239,7 @@ def test_without_the_switch_nothing_is_recomputed():
 def test_names_of_cells_tell_their_strategies_apart():
     """An entry is found by a Cell's class name, so no other Cell of a program may have that name."""
     kinds = {}
-    for make in (sft_loss, grpo_loss, generator, fused_loss, fused_generator):
+    for make in (sft_loss, grpo_loss, packed_loss, generator, fused_loss, fused_packed_loss, fused_generator):
         for split_vocab in (False, True):
             for _, cell in make(SIZES, split_vocab).cells_and_names():
                 if not isinstance(cell, nn.CellList):

@@ -1,19 +1,44 @@
 """Packed rows on four ranks give what they give in one process."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from layout_cases import Case
+from mindspore.ops import Primitive
 from msrun import run_workers
 from packing_cases import CASES, compute, small
 
+from r1parallel.models.fused import choose_operators
+from r1parallel.models.logps import PackedLogps
+from r1parallel.models.packing import packed
+from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
+from r1parallel.parallel.operators import UNSPLIT, strategies
 from r1parallel.parallel.world import World
 
 WORKER = Path(__file__).with_name("packing_worker.py")
 REPOSITORY = Path(__file__).parents[2]
 WORLD_SIZE, LIMIT_S = 4, 600
+
+
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("split_vocab", [False, True])
+def test_every_operator_of_packed_rows_has_a_strategy(compute_dtype, split_vocab):
+    config = replace(small(), hidden_size=64)
+    model = Qwen2ForCausalLM(config, 8, operators=packed(choose_operators(compute_dtype, trained=True)))
+    cells = [cell for _, cell in PackedLogps(model, 2, 8, 4, split_vocab, 0.5, True).cells_and_names()]
+    found = {
+        (type(cell).__name__, name): value.name
+        for cell in cells
+        for name, value in (vars(cell) | vars(cell)["_primitives"]).items()
+        if isinstance(value, Primitive)
+    }
+    given = {(type(cell).__name__, name) for cell in cells for name in strategies(cell)}
+    assert {kind for kind, _ in given} >= {"PackedLogps", "PackedRows"}
+    assert {key for key, kind in found.items() if kind not in UNSPLIT} - given == set()
+    assert given - set(found) == set()
 
 
 @pytest.mark.usefixtures("mindspore_cpu")
