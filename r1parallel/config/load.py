@@ -35,7 +35,8 @@ _ALGORITHM = "rl_config.algorithm"
 def load_config(
     path: str | Path | None, overrides: Mapping[str, str], sections: Sequence[str], notes: Sequence[str] = ()
 ) -> RunConfig:
-    """The configuration of a command that uses `sections`. Rank 0 prints a note for every key of another tool.
+    """The configuration of a command that uses `sections`. Rank 0 prints a note for every key of another tool,
+    and for every value that a file keeps from the preset of the command line.
 
     Args:
         path: YAML file, or None for the defaults. A relative `model_config` in it starts at its folder, or, where
@@ -61,7 +62,9 @@ def load_config(
     models = Given()
     if not is_sft_file:
         models = _read_models(values, reference, known, sections, file)
-    values = {**_preset(values), **models.values, **values}
+    preset = _preset(values)
+    kept = _kept_from_preset(preset, file.values, flags.values)
+    values = {**preset, **models.values, **values}
     for key, message in {**models.needed, **file.needed}.items():
         if key not in values:
             raise UserError(message)
@@ -69,7 +72,8 @@ def load_config(
     for key, value in values.items():
         *parents, last = key.split(".")
         setattr(attrgetter(".".join(parents))(config), last, value)
-    _print([*notes, *flags.notes, *file.notes, *models.notes], config, sections)
+    foreign = [*notes, *flags.notes, *file.notes, *models.notes]
+    _print([*kept, *foreign, *(_differences(config, sections) if foreign else [])])
     return config
 
 
@@ -160,6 +164,17 @@ def _preset(values: Mapping[str, Any]) -> dict[str, Any]:
     return {f"rl_config.{key}": value for key, value in PRESETS[name].items()}
 
 
+def _kept_from_preset(preset: Mapping[str, Any], file: Mapping[str, Any], flags: Mapping[str, Any]) -> list[str]:
+    """A line for each value of the file that a preset named on the command line would have set otherwise."""
+    if _ALGORITHM not in flags:
+        return []
+    return [
+        f"{key} stays {file[key]!r} as the file has it; {flags[_ALGORITHM]} has {value!r}"
+        for key, value in preset.items()
+        if key in file and key not in flags and file[key] != value
+    ]
+
+
 def _read_overrides(overrides: Mapping[str, str], known: Mapping[str, Key], sections: Sequence[str]) -> Given:
     given, foreign = Given(), foreign_keys(sections)
     for name, text in overrides.items():
@@ -188,12 +203,11 @@ def _unknown_override(name: str, known: list[str], foreign: list[str]) -> str:
     return f"unknown flag --{name}; " + (f"did you mean --{near}?" if near else "--help lists all flags")
 
 
-def _print(notes: Sequence[str], config: RunConfig, sections: Sequence[str]) -> None:
+def _print(notes: Sequence[str]) -> None:
     """Print the notes once for a job; a rank that msrun has not told its number prints too."""
-    if not notes or os.environ.get("RANK_ID", "0") != "0":
-        return
-    for note in [*notes, *_differences(config, sections)]:
-        print(f"note: {note}", flush=True)
+    if os.environ.get("RANK_ID", "0") == "0":
+        for note in notes:
+            print(f"note: {note}", flush=True)
 
 
 def _differences(config: RunConfig, sections: Sequence[str]) -> list[str]:

@@ -228,6 +228,13 @@ def test_a_preset_is_weaker_than_the_file_and_the_file_than_the_command_line(loa
     assert (rl.epsilon_low, rl.epsilon_high, rl.beta) == (0.2, 0.3, 0.25)
 
 
+def test_what_the_file_keeps_from_the_command_lines_preset_is_said(load, capsys):
+    load("rl_config:\n  beta: 0.5\n  epsilon_high: 0.28\n", {"rl_config.algorithm": "dapo"})
+    assert capsys.readouterr().out == "note: rl_config.beta stays 0.5 as the file has it; dapo has 0.0\n"
+    load("rl_config:\n  algorithm: dapo\n  beta: 0.5\n", {"rl_config.epsilon_high": "0.3"})
+    assert capsys.readouterr().out == ""
+
+
 def test_the_command_line_picks_the_preset(load):
     rl = load("rl_config:\n  algorithm: dapo\n", {"rl_config.algorithm": "dr_grpo"}).rl_config
     assert (rl.algorithm, rl.loss_aggregation, rl.advantage_scale) == ("dr_grpo", "constant", "none")
