@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from r1parallel.data.arithmetic import generate_arithmetic, write_character_tokenizer
 from r1parallel.data.countdown import generate_countdown
+from r1parallel.data.flags import add_problem_flags
 from r1parallel.data.problems import read_keys, write_problems
 from r1parallel.errors import UserError, run_command
 
@@ -12,18 +13,7 @@ from r1parallel.errors import UserError, run_command
 def main(argv: Sequence[str]) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="make_problems.py", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--kind", required=True, choices=["countdown", "arithmetic"])
-    parser.add_argument("--num", required=True, type=int, help="problems to make")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same problems")
-    parser.add_argument("--output_path", required=True, help="JSON lines file to write")
-    parser.add_argument("--exclude", nargs="+", default=[], help="files whose problems are left out")
-    parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
-    parser.add_argument("--sizes", nargs="+", type=int, help="countdown: how many numbers (default 3 4)")
-    parser.add_argument("--digits", nargs="+", type=int, help="arithmetic: digits of an operand (default 2 3)")
-    parser.add_argument(
-        "--slip", type=float, help="arithmetic: fraction of rows whose working forgets carries and borrows (default 0)"
-    )
-    parser.add_argument("--tokenizer_dir", help="arithmetic: also write a character tokenizer into this folder")
+    add_problem_flags(parser)
     args = parser.parse_args(argv)
     own = {"countdown": ("sizes",), "arithmetic": ("digits", "slip")}
     foreign = ("digits", "slip", "tokenizer_dir") if args.kind == "countdown" else ("sizes",)

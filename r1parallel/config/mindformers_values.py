@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from r1parallel.config.foreign import Look
-from r1parallel.parallel.layout import offset_stages
+from r1parallel.config.stages import offset_stages
 
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant"}
 _OPTIMIZERS = ("adamw", "fp32stateadamweightdecay", "pmaadamw", "fusedcastadamw")

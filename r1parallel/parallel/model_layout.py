@@ -4,8 +4,9 @@ from r1parallel.config.layouts import check_layout, num_processes, parallel_conf
 from r1parallel.config.limits import check_limits
 from r1parallel.config.model import ModelConfig, load_model_config
 from r1parallel.config.schema import RunConfig
+from r1parallel.config.stages import offset_stages
 from r1parallel.errors import UserError
-from r1parallel.parallel.layout import ModelLayout, check_model_parallel, offset_stages
+from r1parallel.parallel.layout import ModelLayout, check_model_parallel
 from r1parallel.parallel.mesh import Mesh
 
 

@@ -75,7 +75,8 @@ class KL(nn.Cell):
 class Beta:
     """The weight of the KL term; `value` follows the measured KL where the settings say so.
 
-    After Ziegler et al. 2019, section 2.2, whose step is a constant: β ← β · (1 + clip(KL / target − 1, −0.2, 0.2) · completions / horizon).
+    After Ziegler et al. 2019, section 2.2, whose step is a constant:
+    β ← β · (1 + clip(KL / target − 1, −0.2, 0.2) · completions / horizon).
     """
 
     settings: RLConfig

@@ -39,7 +39,7 @@ def run_grpo(config: RunConfig) -> Path:
     ms.set_seed(settings.seed)
     trainer = Trainer(config, inputs.model, inputs.rows, inputs.tokenizer, world)
     folder = _run_folder(config, trainer)
-    check_steps_left(folder.step, trainer.total, "rl_config.max_steps or rl_config.epochs")
+    check_steps_left(folder.step, trainer.total, folder.model, "rl_config.max_steps or rl_config.epochs")
     _load(config, trainer, folder, inputs.model)
     folder.open()
     if world.is_leader:
@@ -47,7 +47,7 @@ def run_grpo(config: RunConfig) -> Path:
     _train(config, trainer, folder)
     shards = Shards(trainer.actor.layout, trainer.actor.values())
     tokenizer = settings.tokenizer_dir
-    model_dir = save_model_ranks(folder.path / "model", shards, tokenizer, inputs.tokenizer.stop_ids, world)
+    model_dir = save_model_ranks(folder.model, shards, tokenizer, inputs.tokenizer.stop_ids, world)
     folder.close()
     if config.monitor_config.report and world.is_leader:
         print(f"report: {write_report(folder.path, f'GRPO of {settings.model_name}')}", flush=True)

@@ -110,7 +110,9 @@ def run_update(
     given, rows = token_inputs(experience, batch, settings, beta), batch.rows
     values = token_values(step.accumulate(rows.tokens, rows.places, given.joined()))
     if only_one:
-        rows.put(values.logps, experience.old_logps)
+        # Of a row that is not learned from the loss says nothing.
+        kept = rows.take(experience.old_logps)
+        rows.put(np.where(given.weights > 0, values.logps, kept), experience.old_logps)
         gap = rollout_gap(experience.old_logps, experience.rollout_logps, experience.learned)
         check_gap(gap, settings.rollout_gap_limit, where)
     loss = float(values.loss.sum(dtype=np.float64))

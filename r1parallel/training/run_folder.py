@@ -60,6 +60,7 @@ class RunFolder:
         world: World,
     ):
         self.path = Path(output_dir)
+        self.model = self.path / "model"  # the final weights
         self._config, self._sections, self._tensorboard_dir, self._resume = config, sections, tensorboard_dir, resume
         self.checkpoints = Path(save_dir) if save_dir else self.path / "checkpoints"
         self._identity, self._world = identity, world
@@ -144,7 +145,10 @@ class RunFolder:
             self._samples.close()
 
 
-def check_steps_left(done: int, total: int, raise_what: str) -> None:
-    """Refuse a resumed run that has nothing left to do, which would otherwise end at once and look trained."""
-    if done >= total:
+def check_steps_left(done: int, total: int, model: Path, raise_what: str) -> None:
+    """Refuse a resumed run that has nothing left to do, which would otherwise end at once and look trained.
+
+    One that was stopped between its last checkpoint and its `model` has that left.
+    """
+    if done >= total and model.exists():
         raise UserError(f"the run is complete: {done} of {total} steps are done; raise {raise_what} to go on")

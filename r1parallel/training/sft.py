@@ -167,12 +167,12 @@ def run_sft(config: RunConfig) -> Path:
     else:
         source = open_model(actor.load, model_config) if actor.load else random_source(model_config, settings.seed)
         load_slices(trainer.model, source, trainer.layout, world.rank)
-    check_steps_left(folder.step, trainer.total, "sft_config.max_steps or sft_config.epochs")
+    check_steps_left(folder.step, trainer.total, folder.model, "sft_config.max_steps or sft_config.epochs")
     folder.open()
     _train(config, trainer, folder)
     shards = Shards(trainer.layout, parameter_values(trainer.model, trainer.layout, world.rank))
     stop_ids = inputs.tokenizer.stop_ids
-    model_dir = save_model_merged(folder.path / "model", shards, settings.tokenizer_dir, stop_ids, world)
+    model_dir = save_model_merged(folder.model, shards, settings.tokenizer_dir, stop_ids, world)
     folder.close()
     if config.monitor_config.report and world.is_leader:
         write_report(folder.path, "Supervised fine-tuning")

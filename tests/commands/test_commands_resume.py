@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,6 +56,16 @@ def test_a_longer_sft_run_goes_on_bit_for_bit(inputs, sft_run, tmp_path):
     assert run_script("run_sft.py", sft_flags(inputs, tmp_path, max_steps=4)) == 0
     assert run_script("run_sft.py", sft_flags(inputs, tmp_path, max_steps=8, resume_training="true")) == 0
     assert_same_run(tmp_path, sft_run)
+
+
+@pytest.mark.parametrize("script", ["run_grpo.py", "run_sft.py"])
+def test_a_run_killed_before_its_model_was_written_writes_it(inputs, grpo_run, sft_run, tmp_path, script):
+    done, make_flags = (grpo_run, grpo_flags) if script == "run_grpo.py" else (sft_run, sft_flags)
+    steps = {"max_steps": GRPO_STEPS} if script == "run_grpo.py" else {}
+    shutil.copytree(done, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "model")
+    assert run_script(script, make_flags(inputs, tmp_path / "run", resume_training="true", **steps)) == 0
+    assert_same_run(tmp_path / "run", done)
 
 
 def refused(script, flags, run, capfd) -> str:

@@ -1,6 +1,8 @@
 from operator import attrgetter
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from r1parallel.config import load_config
 from r1parallel.config.checks import check_config, check_paths
@@ -99,9 +101,13 @@ def test_a_value_that_cannot_work_is_refused_by_name(key, value, words):
     ("name", "value"),
     [("top_p", "0.9"), ("top_k", "20"), ("repetition_penalty", "1.05"), ("min_tokens", "2")],
 )
-def test_training_needs_samples_of_the_policy(name, value):
+def test_training_needs_samples_of_the_policy_or_a_correction(name, value):
     change = {f"generate_config.sampling_config.{name}": value}
-    assert "not drawn from the policy biases the ratio" in refusal(change)
+    message = refusal(change)
+    assert message.startswith(f"generate_config.sampling_config.{name} is {value}: training on samples that were not")
+    assert "biases the ratio" in message and "rl_config.rollout_correction sequence_mask" in message
+    for correction in ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"):
+        check({**change, "rl_config.rollout_correction": correction})
     check(change, PREDICT_SECTIONS)
 
 
@@ -141,15 +147,14 @@ def test_a_step_fills_at_least_one_training_batch():
     check({"rl_config.batch_size": "5", "rl_config.num_rollouts": "7"})  # the last rows are masked
 
 
-def test_the_temperature_may_be_any_that_draws():
-    check({"generate_config.sampling_config.temperature": "0.8"})
-    assert "draws the same completion every time" in refusal({"generate_config.sampling_config.temperature": "0"})
-
-
-def test_other_sampling_needs_a_correction():
-    sampling = {"generate_config.sampling_config.top_p": "0.8", "generate_config.sampling_config.top_k": "20"}
-    assert "rl_config.rollout_correction sequence_mask" in refusal(sampling)
-    check({**sampling, "rl_config.rollout_correction": "sequence_mask"})
+def test_the_temperature_of_training_may_be_any_that_draws():
+    key = "generate_config.sampling_config.temperature"
+    for value in ("0.6", "1.0", "1.5"):
+        check({key: value})
+    for correction in ("none", "sequence_mask"):  # there is no distribution to correct for
+        change = {key: "0", "rl_config.rollout_correction": correction}
+        assert "draws the same completion every time; training needs it above 0" in refusal(change)
+    check({key: "0"}, PREDICT_SECTIONS)
 
 
 @pytest.mark.parametrize(
@@ -176,9 +181,71 @@ def test_keys_of_the_algorithm_must_fit_together(changes, words):
     assert words in refusal({f"rl_config.{key}": value for key, value in changes.items()})
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rollout_correction_low": "1.0", "rollout_correction_high": "3.5"},
+        {"max_refills": "0"},
+        {"dual_clip": "3.0"},
+        {"loss_aggregation": "constant", "loss_constant": "100"},
+        {"kl_place": "reward", "kl_gradient": "k2", "beta": "0"},
+        {"kl_controller": "adaptive"},
+        {"overlong": "penalty", "overlong_buffer": "512"},
+        {"packing": "true", "pack_length": "4096"},
+        {"num_generations": "1", "algorithm": "reinforce_plus_plus"},
+    ],
+)
+def test_keys_of_the_algorithm_that_go_together_pass(changes):
+    check({f"rl_config.{key}": value for key, value in changes.items()})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"algorithm": "rloo"}, {"advantage_scale": "group"}, {"dynamic_sampling": "true"}],
+)
+def test_one_completion_of_a_prompt_is_too_few_for_what_compares(changes):
+    changes = {"algorithm": "reinforce_plus_plus", "num_generations": "1", **changes}
+    assert "must be at least 2" in refusal({f"rl_config.{key}": value for key, value in changes.items()})
+
+
+@pytest.mark.parametrize("packing", ["false", "true"])
 @pytest.mark.parametrize("name", list(PRESETS))
-def test_every_preset_passes_every_check(name):
-    check({"rl_config.algorithm": name})
+def test_every_preset_passes_every_check(name, packing):
+    check({"rl_config.algorithm": name, "rl_config.packing": packing})
+
+
+def copies(**data_parallel):
+    return {f"{section}.parallel_config.data_parallel": str(number) for section, number in data_parallel.items()}
+
+
+def test_rows_of_a_batch_are_those_of_one_data_parallel_rank():
+    layouts = copies(actor_config=4, ref_config=4, generate_config=4)  # 128 completions
+    check({**layouts, "rl_config.batch_size": "32"}, world_size=4)
+    message = refusal({**layouts, "rl_config.batch_size": "33"}, world_size=4)
+    assert "generator's data_parallel 4" in message and "= 128 completions" in message
+    assert "actor's data_parallel 4 * micro_batch_num 1 = 132" in message
+
+
+SMALL = st.integers(1, 6)
+
+
+@settings(deadline=None)
+@given(rollouts=SMALL, chunk=SMALL, generations=st.integers(2, 6), batch=SMALL, micro=SMALL, forward=SMALL)
+def test_batches_need_not_use_up_the_completions(rollouts, chunk, generations, batch, micro, forward):
+    """Remainders are masked rows; only a batch that could never be full is refused."""
+    changes = {
+        "rl_config.num_rollouts": str(rollouts),
+        "rl_config.chunk_size": str(chunk),
+        "rl_config.num_generations": str(generations),
+        "rl_config.batch_size": str(batch),
+        "actor_config.parallel_config.micro_batch_num": str(micro),
+        "ref_config.ref_model_batch_size": str(forward),
+        "generate_config.infer_model_batch_size": str(forward),
+    }
+    if batch * micro <= rollouts * chunk * generations:
+        check(changes)
+    else:
+        assert "fewer than the training batch" in refusal(changes)
 
 
 def test_no_reference_no_rule_for_its_batch():

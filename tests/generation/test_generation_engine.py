@@ -19,6 +19,7 @@ PAD_ID = 0
 STOP_IDS = [3, 11, 20]
 GREEDY = SamplingConfig(max_tokens=TOKENS, temperature=0.0)
 SAMPLED = SamplingConfig(max_tokens=TOKENS)
+CUT = SamplingConfig(max_tokens=TOKENS, temperature=0.7, top_p=0.8, repetition_penalty=1.3, min_tokens=2)
 
 
 @pytest.fixture(scope="module")
@@ -104,10 +105,42 @@ def test_log_probs_equal_those_of_a_full_forward(name, full_logits, prompts, req
     np.testing.assert_allclose(drawn.logps, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["greedy", "sampled"])
+def test_without_cuts_the_drawn_log_probs_are_the_models(name, request):
+    drawn: Completions = request.getfixturevalue(name)
+    np.testing.assert_array_equal(drawn.drawn_logps, drawn.logps)
+
+
+def test_both_log_probs_of_a_cut_distribution_against_numpy(make_engine, full_logits, prompts):
+    """Temperature, nucleus, penalty and held-back stop ids, one token after the other."""
+    drawn = make_engine(CUT, STOP_IDS).generate(prompts, 0, range(len(prompts)))
+    logits = full_logits(prompts, drawn.tokens).astype(np.float64)
+    far = 0.0
+    for row, prompt in enumerate(prompts):
+        for step in range(drawn.lengths[row]):
+            token, raw = drawn.tokens[row, step], logits[row, step]
+            adjusted = raw.copy()
+            for seen in {*prompt, *drawn.tokens[row, :step].tolist()}:
+                adjusted[seen] *= 1 / CUT.repetition_penalty if adjusted[seen] > 0 else CUT.repetition_penalty
+            if step < CUT.min_tokens:
+                adjusted[STOP_IDS] = -np.inf
+            shares = np.exp(log_softmax(adjusted / CUT.temperature))
+            order = np.argsort(-shares)
+            kept = order[np.cumsum(shares[order]) - shares[order] < CUT.top_p]
+            assert token in kept
+            model = log_softmax(raw / CUT.temperature)[token]
+            as_drawn = np.log(shares[token] / shares[kept].sum())
+            assert drawn.logps[row, step] == pytest.approx(model, abs=2e-5)
+            assert drawn.drawn_logps[row, step] == pytest.approx(as_drawn, abs=2e-5)
+            far = max(far, abs(as_drawn - model))
+        assert not drawn.drawn_logps[row, drawn.lengths[row] :].any()
+    assert far > 0.5
+
+
 def test_types_and_shapes(sampled, prompts):
     assert sampled.tokens.dtype == sampled.lengths.dtype == np.int32
-    assert sampled.logps.dtype == np.float32
-    assert sampled.tokens.shape == sampled.logps.shape == (len(prompts), TOKENS)
+    assert sampled.logps.dtype == sampled.drawn_logps.dtype == np.float32
+    assert sampled.tokens.shape == sampled.logps.shape == sampled.drawn_logps.shape == (len(prompts), TOKENS)
     assert sampled.ids(1) == sampled.tokens[1].tolist()
 
 
@@ -124,7 +157,7 @@ def test_the_first_stop_id_ends_a_completion_and_is_kept(make_engine, prompts, s
         assert drawn.stopped[row] == (first is not None)
         assert drawn.ids(row) == free[:length]
         assert drawn.tokens[row, length:].tolist() == [pad_id] * (TOKENS - length)
-        assert (drawn.logps[row, length:] == 0.0).all()
+        assert not drawn.logps[row, length:].any() and not drawn.drawn_logps[row, length:].any()
         np.testing.assert_allclose(drawn.logps[row, :length], sampled.logps[row, :length], rtol=0, atol=1e-6)
     assert 2 <= ended < len(prompts)  # both kinds occur
 

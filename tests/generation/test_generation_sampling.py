@@ -17,8 +17,10 @@ NUM_DRAWS = 12_000
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
 
 
-def draw(config: SamplingConfig, uniform: np.ndarray, held_back: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and log-probs, one for every uniform number."""
+def draw(
+    config: SamplingConfig, uniform: np.ndarray, held_back: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens, and their log-probs under the model and as drawn, one for every uniform number."""
     sampler = Sampler(config, VOCABULARY)
     sampler.set_train(False)
     rows = len(uniform)
@@ -26,8 +28,8 @@ def draw(config: SamplingConfig, uniform: np.ndarray, held_back: bool = False) -
     bias[STOP_IDS if held_back else []] = -1e9
     inputs = (np.tile(LOGITS, (rows, 1)), uniform.reshape(-1, 1).astype(np.float32), np.tile(SEEN, (rows, 1)), bias)
     tokens, logps = sampler(*(Tensor(x) for x in inputs))
-    assert tokens.shape == logps.shape == (rows, 1)
-    return tokens.asnumpy()[:, 0], logps.asnumpy()[:, 0]
+    assert (tokens.shape, logps.shape) == ((rows, 1), (rows, 2))
+    return tokens.asnumpy()[:, 0], *logps.asnumpy().T
 
 
 def expected_shares(config: SamplingConfig, held_back: bool) -> dict[int, float]:
@@ -74,7 +76,7 @@ def expected_shares(config: SamplingConfig, held_back: bool) -> dict[int, float]
 def test_shares_of_every_setting(config, held_back):
     """On an even grid of uniform numbers a token's share of the draws is its probability, up to one draw."""
     grid = (np.arange(NUM_DRAWS) + 0.5) / NUM_DRAWS
-    tokens, _ = draw(config, grid, held_back)
+    tokens, _, _ = draw(config, grid, held_back)
     shares = expected_shares(config, held_back)
     assert set(tokens) <= set(shares)
     for token, share in shares.items():
@@ -90,21 +92,46 @@ def test_the_smallest_and_the_largest_number_stay_inside_the_support():
     """Tokens that were cut off stand before, between and behind those that were kept."""
     config = SamplingConfig(top_k=3)
     assert sorted(expected_shares(config, False)) == [2, 5, 8]
-    tokens, _ = draw(config, np.array([0.0, 1.0 - 2.0**-24]))
+    tokens, _, _ = draw(config, np.array([0.0, 1.0 - 2.0**-24]))
     assert tokens.tolist() == [2, 8]
 
 
-@pytest.mark.parametrize("config", [SamplingConfig(), SamplingConfig(temperature=0.5, top_k=5, repetition_penalty=2.0)])
-def test_log_probs_are_those_of_the_model_itself(config):
-    """At temperature 1 with nothing left out, as training sees them."""
-    tokens, logps = draw(config, np.linspace(0.0, 0.999, 200))
-    wide = LOGITS.astype(np.float64)
-    assert len(set(tokens)) > 3
-    np.testing.assert_allclose(logps, wide[tokens] - np.log(np.exp(wide).sum()), rtol=0, atol=1e-6)
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
+@pytest.mark.parametrize("cuts", [{}, {"top_k": 5, "repetition_penalty": 2.0}, {"top_p": 0.8, "min_tokens": 1}])
+def test_log_probs_are_the_models_at_the_sampling_temperature(cuts, temperature):
+    """Nothing left out, as training sees them."""
+    tokens, logps, _ = draw(SamplingConfig(temperature=temperature, **cuts), np.linspace(0.0, 0.999, 200), True)
+    scaled = LOGITS.astype(np.float64) / temperature
+    assert len(set(tokens)) > 1
+    np.testing.assert_allclose(logps, scaled[tokens] - np.log(np.exp(scaled).sum()), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "held_back"),
+    [
+        (SamplingConfig(), False),
+        (SamplingConfig(temperature=0.6), False),
+        (SamplingConfig(top_k=4), False),
+        (SamplingConfig(temperature=1.5, top_p=0.7), False),
+        (SamplingConfig(repetition_penalty=1.6), False),
+        (SamplingConfig(min_tokens=1), True),
+        (SamplingConfig(temperature=0.8, top_k=6, top_p=0.9, repetition_penalty=1.2, min_tokens=2), True),
+    ],
+    ids=lambda value: None if isinstance(value, bool) else _name(value),
+)
+def test_drawn_log_probs_are_those_of_the_distribution_drawn_from(config, held_back):
+    tokens, logps, drawn = draw(config, np.linspace(0.0, 0.999, 300), held_back)
+    shares = expected_shares(config, held_back)
+    np.testing.assert_allclose(drawn, np.log([shares[token] for token in tokens]), rtol=0, atol=1e-5)
+    changed = set(vars(config)) - {k for k, v in vars(SamplingConfig()).items() if vars(config)[k] == v}
+    if changed <= {"temperature"}:  # nothing is left out: they are one and the same
+        np.testing.assert_array_equal(drawn, logps)
+    else:
+        assert np.abs(drawn - logps).max() > 0.01
 
 
 def test_frequencies_of_random_draws():
-    tokens, _ = draw(SamplingConfig(), uniforms(3, range(100), 1000).reshape(-1))
+    tokens, _, _ = draw(SamplingConfig(), uniforms(3, range(100), 1000).reshape(-1))
     shares = expected_shares(SamplingConfig(), False)
     expected = np.array([shares[token] for token in range(VOCABULARY)]) * len(tokens)
     counts = np.bincount(tokens, minlength=VOCABULARY)
@@ -122,5 +149,8 @@ def test_frequencies_of_random_draws():
     ],
 )
 def test_greedy_takes_the_best_after_penalty_and_held_back_ids(config, held_back, best):
-    tokens, _ = draw(config, np.linspace(0.0, 0.999, 5), held_back)
+    tokens, logps, drawn = draw(config, np.linspace(0.0, 0.999, 5), held_back)
     assert tokens.tolist() == [best] * 5
+    wide = LOGITS.astype(np.float64)
+    np.testing.assert_allclose(logps, wide[best] - np.log(np.exp(wide).sum()), rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(drawn, logps)

@@ -1,4 +1,5 @@
 import random
+import re
 from pathlib import Path
 
 from monitor_runs import grpo_metrics
@@ -17,3 +18,15 @@ def test_every_metric_of_a_run_is_documented():
     names = {name for name in grpo_metrics(5, 10, random.Random(1)) if not name.startswith("reward/")}
     ranges = {f"{stem}_{end}" for stem in ("completion_length",) for end in ("min", "max")}
     assert [name for name in sorted(names - ranges) if f"`{name}`" not in PAGE] == []
+
+
+def test_every_metric_that_a_step_names_is_documented():
+    """Names as they stand in the code that makes them; `_spread` adds the ends of a range."""
+    folder = Path(__file__).parents[2] / "r1parallel" / "rl"
+    code = "".join((folder / name).read_text(encoding="utf-8") for name in ("metrics.py", "trainer.py"))
+    refill = (folder / "rollout.py").read_text(encoding="utf-8").split("def refill")[1].split("def _useless")[0]
+    names = set(re.findall(r'metrics\["(\w+)"\]|^ +"(\w+)":|_spread\("(\w+)"', code + refill, re.MULTILINE))
+    names = {next(filter(None, found)) for found in names}
+    assert {"loss", "beta", "refill_tokens", "entropy", "advantage", "learned_fraction", "reward_failures"} <= names
+    documented = set(re.findall(r"`(\w+)`", PAGE))
+    assert [name for name in sorted(names) if not {name, f"{name}_mean"} & documented] == []

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1parallel.config.model import ModelConfig
+from r1parallel.config.stages import even_stages, offset_stages
 from r1parallel.errors import UserError
-from r1parallel.parallel.layout import ModelLayout, check_model_parallel, even_stages, offset_stages, split_dim
+from r1parallel.parallel.layout import ModelLayout, check_model_parallel, split_dim
 from r1parallel.parallel.mesh import Mesh
 from r1parallel.parallel.tensor_layout import Layout, TensorLayout
 

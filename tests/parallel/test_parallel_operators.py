@@ -24,8 +24,8 @@ from r1parallel.training.sft import SFTLoss
 
 SIZES = ModelConfig(64, 32, 64, 2, 4, 2, tie_word_embeddings=False)
 DEEP = replace(SIZES, num_layers=4)
-# Entries that a program gives itself: MindSpore has no rule for them.
 LOSS_CELLS = ("SFTLoss", "PolicyLoss", "SequenceRatio", "KL")
+# Entries that a program gives itself: MindSpore has no rule for them.
 LAID_OUT_BY_HAND = {("CachedAttention", "write"), ("FusedCachedAttention", "write")}
 
 

@@ -52,7 +52,8 @@ class Scripted:
         for row, row_ids in enumerate(ids):
             tokens[row, : len(row_ids)] = row_ids
         lengths = np.array([len(row) for row in ids], np.int32)
-        return Completions(tokens, lengths, np.zeros(tokens.shape, np.float32), np.ones(len(ids), bool))
+        logps = np.zeros(tokens.shape, np.float32)
+        return Completions(tokens, lengths, logps, logps, np.ones(len(ids), bool))
 
 
 def write_problems(path: Path, *problems: tuple[str, str]) -> Path:

@@ -28,7 +28,7 @@ GROUP, GROUPS, PROMPT, SLOTS = 4, 2, 4, 5
 ROWS = GROUPS * GROUP
 PADDED, PACKED = RowShape(PROMPT, SLOTS), RowShape(PROMPT, SLOTS, 21)
 WIDE = RowShape(PROMPT + 3, SLOTS + 2)
-PACKS = {length: RowShape(PROMPT, SLOTS, length) for length in (PROMPT + SLOTS, 21, 60)}
+SHORTEST, LONG = RowShape(PROMPT, SLOTS, PROMPT + SLOTS), RowShape(PROMPT, SLOTS, 60)
 
 
 def settings_of(preset, **changes):
@@ -41,7 +41,7 @@ def settings_of(preset, **changes):
 
 def spread_of(chosen):
     """Of the log ratios: some are clipped, and others are not."""
-    return 3e-4 if chosen.importance_level == "sequence" else 0.3
+    return 2e-3 if chosen.importance_level == "sequence" else 0.3
 
 
 def wider(made, shape):
@@ -66,10 +66,14 @@ def regrouped(made, order):
     return replace(made, **{k: v[rows] for k, v in vars(made).items() if isinstance(v, np.ndarray)}), rows
 
 
+# What a graph is made from; presets that agree in it share one.
+IN_THE_GRAPH = ("policy_loss", "importance_level", "epsilon_low", "epsilon_high", "kl_place", "beta", "entropy_coef")
+
+
 @cache
-def loss_alone(preset, shape):
+def loss_alone(shape, *graph):
     """The loss over given log-probs, of as many rows as there are completions."""
-    return GivenLogps(settings_of(preset), ROWS, shape.targets)
+    return GivenLogps(replace(RLConfig(), **dict(zip(IN_THE_GRAPH, graph, strict=True))), ROWS, shape.targets)
 
 
 def judge_logps(preset, shape, made, samples, logps, entropies):
@@ -80,7 +84,8 @@ def judge_logps(preset, shape, made, samples, logps, entropies):
     given_now = token_inputs(made, Batch(0, samples, rows), chosen, chosen.beta)
     noise = np.where(rows.used, 0.0, 50.0)  # stands where nothing is to be looked at
     beside = np.concatenate([rows.take(logps) + noise, rows.take(entropies) + noise], axis=1)
-    values, gradient = loss_alone(preset, shape)(beside, given_now)
+    graph = loss_alone(shape, *(getattr(chosen, name) for name in IN_THE_GRAPH))
+    values, gradient = graph(beside, given_now)
     by_token = [np.zeros(logps.shape) for _ in range(2)]
     for part, into in zip(np.split(gradient, 2, axis=1), by_token, strict=True):
         assert not part[~rows.used].any()
@@ -89,7 +94,7 @@ def judge_logps(preset, shape, made, samples, logps, entropies):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=12, derandomize=True)
 @given(seed=st.integers(0, 1000), count=st.integers(1, ROWS))
 def test_a_token_counts_the_same_wherever_it_stands(preset, seed, count):
     """Any of the completions, in any order, packed or padded, with filler rows that come out even or not."""
@@ -101,7 +106,7 @@ def test_a_token_counts_the_same_wherever_it_stands(preset, seed, count):
     samples = rng.permutation(ROWS)[:count]
     loss, gradient = judge_logps(preset, PADDED, made, samples, logps, entropies)
     assert gradient.any() or not made.counted[samples].any()
-    for shape in (PADDED, *PACKS.values()):
+    for shape in (PADDED, PACKED):
         other = judge_logps(preset, shape, made, rng.permutation(samples), logps, entropies)
         assert other[0] == pytest.approx(loss, abs=1e-6)
         np.testing.assert_allclose(other[1], gradient, rtol=1e-6, atol=1e-7)
@@ -152,7 +157,7 @@ def assert_same(actual, expected):
 
 
 @pytest.mark.parametrize("preset", ["grpo", "gspo"])
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=6, derandomize=True)
 @given(seed=st.integers(0, 1000), count=st.integers(1, ROWS))
 def test_packing_order_and_filler_rows_change_no_gradient_of_a_model(preset, seed, count):
     rng = np.random.default_rng(seed)
@@ -164,7 +169,7 @@ def test_packing_order_and_filler_rows_change_no_gradient_of_a_model(preset, see
 
 @pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "constant"])
 @pytest.mark.parametrize(
-    ("shape", "micro_rows"), [(WIDE, 2), (PACKS[9], 1), (PACKS[60], 2)], ids=["more padding", "packs of 9", "of 60"]
+    ("shape", "micro_rows"), [(WIDE, 2), (SHORTEST, 1), (LONG, 2)], ids=["more padding", "shortest packs", "long packs"]
 )
 def test_padding_and_pack_length_change_no_gradient_of_a_model(shape, micro_rows, aggregation):
     constant = {"loss_aggregation": aggregation, "loss_constant": SLOTS * (aggregation == "constant")}

@@ -1,33 +1,27 @@
-from dataclasses import replace
+from types import SimpleNamespace
 
+import made_up
 import numpy as np
 import pytest
 from mindspore import Tensor
-from tiny_runs import MODEL, SIZES, STOP_ID, grpo_config, tiny_inputs
+from small_trainers import LEADER, ODD, make_trainer, same, share_of_sevens, step_with_another_generator
+from tiny_runs import MODEL, STOP_ID, grpo_config, tiny_inputs
 
-from r1parallel.checkpoint.load import ArraySource, read_model
-from r1parallel.config.model import ModelConfig
-from r1parallel.data.mindrecord import read_mindrecord
-from r1parallel.data.tokenizer import load_tokenizer
+from r1parallel.checkpoint.load import ArraySource
+from r1parallel.config.schema import RLConfig
 from r1parallel.errors import UserError
 from r1parallel.generation.engine import Completions
 from r1parallel.models.logps import CompletionLogps
-from r1parallel.models.parameters import parameter_values, random_values
+from r1parallel.models.parameters import parameter_values, random_values, state_values
 from r1parallel.monitor.phases import PhaseTimer
-from r1parallel.parallel.world import World
-from r1parallel.rewards import REWARDS, Scores
 from r1parallel.rl.experience import collect
+from r1parallel.rl.loop import _load, _snapshot
+from r1parallel.rl.metrics import completion_kl
 from r1parallel.rl.trainer import Trainer
 from r1parallel.training.schedule import learning_rate
 
+GAP = r"^step 21: rollout and training log-probs differ by .*rollout_gap_limit 0.1;"
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
-# Sizes that are no multiple of a vector register: kernels treat the last elements of their arrays in another way.
-ODD = ModelConfig(**{**SIZES, "vocab_size": 37, "hidden_size": 40, "intermediate_size": 70, "num_layers": 2})
-
-
-def share_of_sevens(prompts, completions, solution):
-    """A reward that a model can raise without knowing any arithmetic."""
-    return [text.count("7") / max(1, len(text)) for text in completions]
 
 
 @pytest.fixture(scope="module")
@@ -38,39 +32,35 @@ def inputs(mindspore_cpu):
 @pytest.fixture(scope="module", autouse=True)
 def sevens():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(REWARDS, "sevens", share_of_sevens)
+        patch.setattr(LEADER, share_of_sevens)
         yield
-
-
-def make_trainer(inputs, model, weights, **changes):
-    rewards = {"reward_config__verifier_function": "sevens", "reward_config__verifier_weight": "1"}
-    config = grpo_config(inputs, inputs.folder / "unused", **rewards, **changes)
-    trainer = Trainer(config, model, read_mindrecord(inputs.train), load_tokenizer(inputs.tokenizer), World())
-    trainer.load(ArraySource(weights, "random"), None)
-    return trainer
-
-
-def same(left, right):
-    return all((left[name] == value).all() for name, value in right.items())
 
 
 @pytest.fixture(scope="module")
 def odd(inputs):
-    """Two passes of five updates, three rows each, and a reference that follows the actor every second step."""
+    """15 completions a step at another temperature than 1; two passes of four updates of 4, 4, 4 and 3 of them.
+
+    A micro-batch has 3 rows. The reference follows the actor every second step, and beta follows the KL.
+    """
     trainer = make_trainer(
         inputs,
         ODD,
         random_values(ODD, 0, 0.3),
         batch_size=3,
+        mini_batch_size=4,
         num_generations=5,
         num_rollouts=3,
         chunk_size=1,
+        kl_controller="adaptive",
+        kl_target=0.05,
+        kl_horizon=100,
         actor_config__parallel_config__micro_batch_num=1,
-        ref_config__ref_model_batch_size=5,
+        ref_config__ref_model_batch_size=3,
         ref_config__sync_ref_model="true",
         ref_config__ref_model_sync_steps=2,
         generate_config__infer_model_batch_size=5,
         generate_config__sampling_config__max_tokens=7,
+        generate_config__sampling_config__temperature=0.7,
     )
     trainer.results, trainer.samples, generate = [], [], trainer.engine.generate
 
@@ -95,9 +85,17 @@ def test_ratio_of_the_first_update_is_exactly_one(odd):
         assert result.metrics["ratio_mean"] != 1.0  # later updates have moved
 
 
-def test_rollout_and_training_graph_see_the_same_policy(odd):
+def test_kl_is_exactly_zero_while_the_reference_is_the_actor(odd):
+    """At the first step, and at the third, before which the reference took the actor's weights over."""
+    largest = [result.metrics["first_update_kl_max"] for result in odd.results]
+    assert largest[0] == largest[2] == 0.0
+    assert min(largest[1], largest[3]) > 0.0
+
+
+def test_rollout_and_training_graph_see_the_same_policy_at_this_temperature(odd):
     for result in odd.results:
         assert 0 < result.metrics["rollout_logp_diff_max"] < 1e-4
+        assert result.metrics["rollout_logp_correlation"] > 0.999999
 
 
 def test_metrics_are_finite_and_complete(odd):
@@ -108,13 +106,43 @@ def test_metrics_are_finite_and_complete(odd):
         assert result.metrics["completion_length_mean"] == pytest.approx(lengths.mean())
         assert result.metrics["reward_mean"] == pytest.approx(np.mean(result.experience.rewards))
         assert result.metrics["kl"] > 0
-        updates_done = 10 * (number + 1)
+        assert result.metrics["learned_fraction"] == 1.0
+        updates_done = 8 * (number + 1)
         assert result.metrics["lr"] == learning_rate(odd.config.actor_config.lr_schedule, updates_done - 1)
 
 
 def test_updates_are_counted_and_move_the_actor(odd):
-    assert odd.train.updates == 4 * 2 * 5
+    assert [len(samples) for _, samples in odd._samples(0)] == [4, 4, 4, 3] * 2
+    assert odd.train.updates == 4 * 8
     assert all(not same(before, after) for before, after in zip(odd.actors[:-1], odd.actors[1:], strict=True))
+
+
+def test_beta_follows_the_kl_of_a_completion(odd):
+    """Ziegler et al. 2019: by at most a fifth of completions / horizon a step."""
+    settings, beta = odd.config.rl_config, odd.config.rl_config.beta
+    for result in odd.results:
+        assert result.metrics["beta"] == pytest.approx(beta, rel=1e-12)
+        error = completion_kl(result.experience, settings) / settings.kl_target - 1.0
+        beta *= 1.0 + min(max(error, -0.2), 0.2) * 15 / settings.kl_horizon
+    assert odd.beta.value == pytest.approx(beta, rel=1e-12)
+    assert odd.results[1].metrics["beta"] == pytest.approx(settings.beta * 0.97)  # no KL yet: down
+
+
+def test_a_checkpoint_keeps_beta_and_updates(odd):
+    groups, state = _snapshot(odd)
+    assert set(groups) == {"actor", "optimizer", "reference"}
+    kept = dict(state)
+    values = {
+        "actor": odd.actor.values(),
+        "optimizer": state_values(odd.train.optimizer.state(), odd.actor.layout, 0),
+        "reference": parameter_values(odd.reference.model),
+    }
+    odd.beta.value, odd.train.updates = 9.0, 0
+    sources = {name: ArraySource(arrays, "checkpoint") for name, arrays in values.items()}
+    _load(odd.config, odd, SimpleNamespace(sources=sources, state=kept), ODD)
+    assert (odd.beta.value, odd.train.updates) == (state["beta"], 32)
+    assert state["beta"] not in (9.0, odd.config.rl_config.beta)
+    assert same(odd.actor.values(), values["actor"]) and same(parameter_values(odd.engine.model), values["actor"])
 
 
 def test_no_random_number_is_used_twice(odd):
@@ -134,55 +162,34 @@ def test_reference_follows_the_actor_every_second_step_only(odd):
 
 
 def test_completions_belong_to_their_prompts(odd):
-    rows = odd.rows
+    rows, tokenizer = odd.rollout.rows, odd.rollout.tokenizer
     for number, result in enumerate(odd.results):
-        expected = np.repeat(odd.order.indices(number), 5)
+        draw, expected = result.draw, np.repeat(odd.rollout.order.indices(number), 5)
         np.testing.assert_array_equal(result.experience.prompt_rows, expected)
-        assert result.solutions == [rows.solutions[i] for i in expected]
-        for i, prompt in enumerate(result.prompts):
-            assert (
-                odd.tokenizer.encode(prompt)
-                == rows.prompt_ids[expected[i], : rows.prompt_lengths[expected[i]]].tolist()
-            )
-        assert result.experience.rewards.tolist() == share_of_sevens(None, result.completions, None)
+        assert draw.solutions == [rows.solutions[i] for i in expected]
+        for i, prompt in zip(expected, draw.prompts, strict=True):
+            assert tokenizer.encode(prompt) == rows.prompt_ids[i, : rows.prompt_lengths[i]].tolist()
+        scores = share_of_sevens(None, None, draw.completions, None, None)
+        assert result.experience.rewards.tolist() == scores.total.tolist()
 
 
 def test_reference_log_probs_are_the_references(odd):
     experience = odd.results[0].experience
-    inside = experience.inside
-    # In step 1 reference and actor are one model.
-    np.testing.assert_allclose(experience.ref_logps[inside], experience.old_logps[inside], atol=1e-5)
-    assert not experience.ref_logps[~inside].any()
+    np.testing.assert_array_equal(experience.ref_logps, experience.old_logps)  # in step 1 they are one model
+    assert not experience.ref_logps[~experience.inside].any()
     later = odd.results[1].experience
     assert np.abs(later.ref_logps - later.old_logps)[later.inside].max() > 1e-3
 
 
-def test_a_reward_that_can_be_moved_rises(inputs):
-    trainer = make_trainer(
-        inputs,
-        MODEL,
-        read_model(inputs.checkpoint, MODEL),
-        beta=0,
-        batch_size=16,
-        num_iterations=1,
-        num_generations=8,
-        actor_config__parallel_config__micro_batch_num=2,
-        actor_config__lr_schedule__lr=0.01,
-    )
-    assert trainer.reference is None
-    assert trainer.actor.old_logps is None
-    results = [trainer.run_step(number, PhaseTimer(), False).metrics for number in range(15)]
-    rewards = [metrics["reward_mean"] for metrics in results]
-    assert np.mean(rewards[:2]) < 0.2
-    assert np.mean(rewards[-2:]) > 0.5
-    # One update a rollout: the ratio is 1 by definition, and there is no KL term.
-    assert all(metrics["first_update_ratio_deviation"] == 0.0 for metrics in results)
-    assert all(metrics["ratio_mean"] == 1.0 and metrics["clip_fraction"] == 0.0 for metrics in results)
-    assert all(metrics["kl"] == metrics["kl_loss"] == 0.0 for metrics in results)
-    assert all(metrics["rollout_logp_diff_max"] < 1e-4 for metrics in results)
+def test_a_generator_with_other_weights_stops_the_run_before_the_update(odd):
+    """Where there are several: the log-probs from before the first are compared."""
+    before, updates = odd.actor.values(), odd.train.updates
+    with pytest.raises(UserError, match=GAP):
+        step_with_another_generator(odd)
+    assert same(odd.actor.values(), before) and odd.train.updates == updates
 
 
-def test_reference_from_another_checkpoint(odd, inputs):
+def test_reference_from_another_checkpoint(odd):
     other = random_values(ODD, 1, 0.3)
     odd.load(ArraySource(odd.actors[0], "one checkpoint"), ArraySource(other, "another"))
     assert same(parameter_values(odd.reference.model), other)
@@ -197,6 +204,7 @@ def test_reference_from_another_checkpoint(odd, inputs):
         ({"generate_config__sampling_config__eos_token_id": "32"}, r"token id 32 .* outside the model's 32 ids"),
         ({"generate_config__sampling_config__pad_token_id": 40}, r"token id 40 .* outside the model's 32 ids"),
         ({"generate_config__sampling_config__max_tokens": 59}, r"prompt length 6 \+ max_tokens 59 .* 64"),
+        ({"packing": "true", "pack_length": 11}, r"rl_config.pack_length is 11, less than the longest prompt 6 \+"),
         ({"num_rollouts": 10, "chunk_size": 4}, r"a batch of 40 rows cannot be cut from a data set of 32"),
     ],
 )
@@ -205,21 +213,44 @@ def test_what_does_not_fit_the_model_or_the_data_is_refused(inputs, changes, mes
         make_trainer(inputs, MODEL, {}, **changes)
 
 
+@pytest.mark.parametrize(
+    ("changes", "sizes"),
+    [
+        ({}, [8, 8] * 2),  # as many as a batch of 4 rows in 2 micro-batches
+        ({"num_iterations": 1, "packing": "true"}, [16]),  # packed rows: all at once
+        ({"mini_batch_size": 5}, [4, 4, 4, 4] * 2),
+        ({"mini_batch_size": 7, "packing": "true"}, [6, 5, 5] * 2),
+        ({"num_rollouts": 3, "mini_batch_size": 16, "num_iterations": 1}, [12, 12]),
+        ({"num_rollouts": 1, "chunk_size": 4, "batch_size": 3, "num_iterations": 3}, [6, 5, 5] * 3),
+    ],
+)
+def test_updates_of_a_step(inputs, changes, sizes):
+    """Rollouts, passes and mini-batches decide how many there are; they differ by one completion at most."""
+    trainer = Trainer.__new__(Trainer)
+    trainer.config = grpo_config(inputs, inputs.folder / "unused", **changes)
+    settings = trainer.config.rl_config
+    prompts = settings.chunk_size * settings.num_rollouts
+    trainer.rollout = SimpleNamespace(completions_per_step=prompts * settings.num_generations)
+    assert [len(samples) for _, samples in trainer._samples(3)] == sizes
+
+
 def test_collect_puts_prompt_and_completion_side_by_side():
+    logps = np.array([[-1, -2, 0], [-3, -4, -5]], np.float32)
     completions = Completions(
         np.array([[5, STOP_ID, 0], [6, 7, 8]], np.int32),
         np.array([2, 3], np.int32),
-        np.array([[-1, -2, 0], [-3, -4, -5]], np.float32),
+        logps,
+        logps + 1,
         np.array([True, False]),
     )
-    rewards = np.array([1.0, 0.0])
-    made = collect([[9], [9]], np.array([4, 4]), completions, Scores(rewards, {}, np.isnan(rewards), 0), 2, 3, 0)
+    settings = RLConfig(num_generations=2, overlong="penalty", overlong_penalty=0.25, overlong_buffer=1)
+    made = collect([[9], [9]], np.array([4, 4]), completions, made_up.scores([1.0, 0.0]), settings, 3, 0)
     np.testing.assert_array_equal(made.tokens, [[0, 0, 9, 5, STOP_ID, 0], [0, 0, 9, 6, 7, 8]])
     np.testing.assert_array_equal(made.starts, [2, 2])
     np.testing.assert_array_equal(made.inside, [[True, True, False], [True, True, True]])
-    np.testing.assert_allclose(made.advantages, [2**-0.5, -(2**-0.5)], rtol=1e-5)
-    assert made.kept.all()
-    assert replace(made).rollout_logps is completions.logps
+    assert made.rewards.tolist() == [1.0, -0.25]
+    assert made.counted.all()
+    assert made.rollout_logps is completions.logps and made.drawn_logps is completions.drawn_logps
 
 
 def test_completion_log_probs_do_not_depend_on_neighbours(odd):
@@ -227,7 +258,7 @@ def test_completion_log_probs_do_not_depend_on_neighbours(odd):
     experience = odd.results[0].experience
     odd.load(ArraySource(odd.actors[0], "again"), None)
     assert same(parameter_values(odd.reference.model), odd.actors[0])  # the actor's where there is no other
-    alone = CompletionLogps(odd.actor.model, 1, odd.slots.prompt, 7)
+    alone = CompletionLogps(odd.actor.model, 1, odd.shape.prompt, 7, temperature=0.7)
     for row in (0, 7, 14):
         tokens, starts = experience.tokens[row : row + 1], experience.starts[row : row + 1]
         logps = alone(Tensor(tokens), Tensor(starts)).asnumpy()[0]

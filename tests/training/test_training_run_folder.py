@@ -136,13 +136,14 @@ def test_tensorboard_files_only_where_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize("done", [8, 9])
-def test_a_complete_run_is_refused(done):
+def test_a_complete_run_is_refused(tmp_path, done):
     with pytest.raises(UserError, match=rf"complete: {done} of 8 steps are done; raise sft_config.max_steps to go on"):
-        check_steps_left(done, 8, "sft_config.max_steps")
+        check_steps_left(done, 8, tmp_path, "sft_config.max_steps")
 
 
-def test_a_run_with_steps_left_is_not_refused():
-    check_steps_left(7, 8, "sft_config.max_steps")
+def test_a_run_with_something_left_is_not_refused(tmp_path):
+    check_steps_left(7, 8, tmp_path, "sft_config.max_steps")
+    check_steps_left(8, 8, tmp_path / "model", "sft_config.max_steps")
 
 
 MANY = ModelLayout(MODEL, Mesh(dp=2, tp=2), opt_shard=True)

@@ -166,6 +166,27 @@ def test_micro_batches_and_their_parts_add_up_to_the_update(micro_batch_num, par
         np.testing.assert_array_equal(new, old)  # nothing moves before `apply`
 
 
+@pytest.mark.parametrize(("micro_batch_num", "parts"), [(1, 1), (2, 1), (1, 2)])
+def test_an_update_takes_any_number_of_micro_batches(micro_batch_num, parts):
+    """Not only so many as the graph was made for: a pass may have a shorter update, a packed one has fewer rows."""
+    step, cell = make_step(2 * micro_batch_num, micro_batch_num, parts)
+    assert step.rows == 2
+    before = values_of(cell)
+    for count in (1, 3):
+        numbers = np.arange(1.0, 2 * count + 1)
+        rows = step.accumulate(*scales(*numbers))
+        np.testing.assert_allclose(rows[:, 0] / rows[0, 0], numbers, rtol=1e-6)
+        for total, wanted in zip(step.optimizer.sums, gradients(before, numbers.sum()), strict=True):
+            np.testing.assert_allclose(total.asnumpy(), wanted, rtol=1e-5)
+            total.set_data(Tensor(np.zeros_like(total.asnumpy())))
+
+
+def test_rows_that_fill_no_micro_batch_are_not_dropped():
+    step, _ = make_step(4, 2)
+    with pytest.raises(AssertionError):
+        step.accumulate(*scales(1.0, 2.0, 3.0))
+
+
 def test_sums_start_at_zero_after_an_update():
     for kind in REFERENCES:
         step, cell = make_step(type=kind, max_grad_norm=1.0)

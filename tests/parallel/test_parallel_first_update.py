@@ -1,0 +1,38 @@
+"""At the first update of a fresh run the ratio is exactly 1 and the KL exactly 0, under every preset and layout."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from first_update_cases import FOUR_RANKS, ONE_RANK, Runs, faults
+from msrun import run_workers
+
+from r1parallel.config.presets import PRESETS
+from r1parallel.parallel.world import World
+
+WORKER = Path(__file__).with_name("first_update_worker.py")
+REPOSITORY = Path(__file__).parents[2]
+WORLD_SIZE, LIMIT_S = 4, 600
+
+
+@pytest.fixture(scope="module")
+def runs(mindspore_cpu):
+    return Runs(World())
+
+
+@pytest.mark.parametrize("case", ONE_RANK, ids=lambda case: case.name)
+def test_on_one_rank(runs, case):
+    assert faults(runs.metrics(case)) == {}
+
+
+def test_on_four_ranks(tmp_path):
+    assert {(case.preset, case.packing) for case in FOUR_RANKS} == {(p, b) for p in PRESETS for b in (False, True)}
+    env = {"PYTHONPATH": os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "tests")))}
+    done = run_workers(WORKER, [str(tmp_path)], WORLD_SIZE, tmp_path / "job", LIMIT_S, env)
+    assert done.returncode == 0, done.output[-2000:] + "".join(done.log(r)[-800:] for r in range(WORLD_SIZE))
+    metrics = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(WORLD_SIZE)]
+    assert all(other == metrics[0] for other in metrics[1:])
+    assert set(metrics[0]) == {case.name for case in FOUR_RANKS}
+    wrong = {name: faults(values) for name, values in metrics[0].items()}
+    assert not {name: found for name, found in wrong.items() if found}

@@ -1,0 +1,44 @@
+"""Trainers of tiny models whose reward is made up, for tests in one process."""
+
+import made_up
+from tiny_runs import SIZES, TinyInputs, grpo_config
+
+from r1parallel.checkpoint.load import ArraySource
+from r1parallel.config.model import ModelConfig
+from r1parallel.data.mindrecord import read_mindrecord
+from r1parallel.data.tokenizer import load_tokenizer
+from r1parallel.models.parameters import load_parameters, parameter_values, random_values
+from r1parallel.monitor.phases import PhaseTimer
+from r1parallel.parallel.world import World
+from r1parallel.rl.trainer import Trainer
+
+# Sizes that are no multiple of a vector register: kernels treat the last elements of their arrays in another way.
+ODD = ModelConfig(**{**SIZES, "vocab_size": 37, "hidden_size": 40, "intermediate_size": 70, "num_layers": 2})
+LEADER = "r1parallel.rl.rollout.score_on_leader"
+
+
+def share_of_sevens(config, prompts, completions, solutions, world):
+    """Stands in for `score_on_leader`: scores that a model can raise without knowing any arithmetic."""
+    return made_up.scores([text.count("7") / max(1, len(text)) for text in completions])
+
+
+def make_trainer(inputs: TinyInputs, model: ModelConfig, weights, **changes) -> Trainer:
+    config = grpo_config(inputs, inputs.folder / "unused", **changes)
+    trainer = Trainer(config, model, read_mindrecord(inputs.train), load_tokenizer(inputs.tokenizer), World())
+    trainer.load(ArraySource(weights, "random"), None)
+    return trainer
+
+
+def same(left, right) -> bool:
+    return all((left[name] == value).all() for name, value in right.items())
+
+
+def step_with_another_generator(trainer: Trainer) -> None:
+    """A step whose completions another model draws."""
+    model = trainer.engine.model
+    own = parameter_values(model)
+    load_parameters(model, random_values(trainer.actor.layout.config, 5, 0.5), "other weights")
+    try:
+        trainer.run_step(20, PhaseTimer(), False)
+    finally:
+        load_parameters(model, own, "its own")
