@@ -48,13 +48,16 @@ class SplitVocabularyLogps(nn.Cell):
     logp = (z_target − max) − log Σ exp(z − max), as in Megatron-LM's vocabulary-parallel cross entropy (Shoeybi et al.
     2019, section 3). The target is found by a product with its one-hot row, which every rank makes for its own part.
     With s = z − max the entropy is log Σ exp(s) − Σ exp(s)·s / Σ exp(s).
+
+    The logarithm is taken as log1p(Σ − 1), with Σ ≥ 1: how MindSpore's Log rounds on the CPU depends on how its threads
+    share the elements out, which changes over a kernel's first launches, so equal rows could give unequal log-probs.
     """
 
     def __init__(self, vocab_size: int, entropy: bool = False, learn_entropy: bool = True):
         super().__init__()
         self.vocab_size, self.entropy, self.learn_entropy = vocab_size, entropy, learn_entropy
         self.max, self.tile, self.shift = ops.ReduceMax(keep_dims=True), ops.Tile(), ops.Sub()
-        self.exp, self.total, self.log = ops.Exp(), ops.ReduceSum(), ops.Log()
+        self.exp, self.total, self.minus_one, self.log1p = ops.Exp(), ops.ReduceSum(), ops.Sub(), ops.Log1p()
         self.one_hot, self.pick, self.picked = ops.OneHot(), ops.Mul(), ops.ReduceSum()
         self.subtract = ops.Sub()
         self.on, self.off = Tensor(1.0, ms.float32), Tensor(0.0, ms.float32)
@@ -67,7 +70,7 @@ class SplitVocabularyLogps(nn.Cell):
         target_R = self.picked(self.pick(shifted_RV, target_RV), -1)
         exp_RV = self.exp(shifted_RV)
         total_R = self.total(exp_RV, -1)
-        log_R = self.log(total_R)
+        log_R = self.log1p(self.minus_one(total_R, 1.0))
         logps_R = self.subtract(target_R, log_R)
         if not self.entropy:
             return (logps_R,)

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from first_update_cases import FOUR_RANKS, ONE_RANK, Runs, faults
+from first_update_cases import FOUR_RANKS, ONE_RANK, OTHERS, Runs, faults
 from msrun import run_workers
 
 from r1parallel.config.presets import PRESETS
@@ -26,13 +26,23 @@ def test_on_one_rank(runs, case):
     assert faults(runs.metrics(case)) == {}
 
 
-def test_on_four_ranks(tmp_path):
-    assert {(case.preset, case.packing) for case in FOUR_RANKS} == {(p, b) for p in PRESETS for b in (False, True)}
+@pytest.mark.parametrize(
+    "cases",
+    [pytest.param(FOUR_RANKS, id="one kind of rows"), pytest.param(OTHERS, id="the other", marks=pytest.mark.slow)],
+)
+def test_on_four_ranks(cases, tmp_path):
+    names = [case.name for case in cases]
     env = {"PYTHONPATH": os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "tests")))}
-    done = run_workers(WORKER, [str(tmp_path)], WORLD_SIZE, tmp_path / "job", LIMIT_S, env)
+    done = run_workers(WORKER, [str(tmp_path), *names], WORLD_SIZE, tmp_path / "job", LIMIT_S, env)
     assert done.returncode == 0, done.output[-2000:] + "".join(done.log(r)[-800:] for r in range(WORLD_SIZE))
     metrics = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(WORLD_SIZE)]
     assert all(other == metrics[0] for other in metrics[1:])
-    assert set(metrics[0]) == {case.name for case in FOUR_RANKS}
+    assert list(metrics[0]) == names
     wrong = {name: faults(values) for name, values in metrics[0].items()}
     assert not {name: found for name, found in wrong.items() if found}
+
+
+def test_no_preset_is_forgotten():
+    every = {(preset, packing) for preset in PRESETS for packing in (False, True)}
+    assert {(case.preset, case.packing) for case in ONE_RANK} == every
+    assert {(case.preset, case.packing) for case in (*FOUR_RANKS, *OTHERS)} == every
