@@ -126,7 +126,7 @@ class RLConfig:
     max_steps: int = 0  # stop after so many steps; 0: epochs decide
     algorithm: str = "grpo"  # preset of the keys that are not given, see docs/algorithms.md
     batch_size: int = 1  # rows of one training micro-batch on one data-parallel rank
-    mini_batch_size: int = 0  # completions of one optimizer update; 0: batch_size × data_parallel × micro_batch_num
+    mini_batch_size: int = 0  # completions of an update; 0: batch_size × data_parallel × micro_batch_num, packed: all
     seq_length: int = 4096  # longest prompt + completion
     seed: int = 0  # of sampling and of the order of prompts
     num_generations: int = 8  # completions of one prompt (the group)

@@ -61,7 +61,8 @@ def _load(config: RunConfig, trainer: Trainer, folder: RunFolder, model: ModelCo
         state, layout = trainer.train.optimizer.state(), trainer.actor.layout
         load_state(state, folder.sources["optimizer"], layout, trainer.world.rank)
         trainer.train.updates = folder.state["updates"]
-        trainer.beta.value = folder.state["beta"]
+        # Checkpoints from before there was an adaptive beta keep none: theirs is the configuration's.
+        trainer.beta.value = folder.state.get("beta", config.rl_config.beta)
         return
     actor, reference = config.actor_config.load, config.ref_config.load
     own_reference = open_model(reference, model) if reference and trainer.reference is not None else None

@@ -3,10 +3,7 @@
 What the generator would draw is made up, so that of a run only the training graph, the log-probs before it and the
 reference are compiled; presets of one layout share the last two.
 
-In its first 30 launches or so a CPU kernel of MindSpore tries how many threads serve it best, and where its array is
-cut the last elements of a part are rounded in another way. A graph that presets share is further in this search than
-the training graph beside it. So under msrun, where there is more than one thread to try, all sizes are multiples of a
-vector register; on one rank none is.
+No size is a multiple of a vector register: a kernel may round the last elements of its array in another way.
 """
 
 from collections.abc import Sequence
@@ -27,7 +24,9 @@ from r1parallel.models.parameters import random_values
 from r1parallel.monitor.phases import PhaseTimer
 from r1parallel.parallel.world import World
 from r1parallel.rl.trainer import Trainer
+from r1parallel.rl.update import TokenStatistics, run_update
 
+PROMPT, SLOTS, PACK_LENGTH, VOCABULARY = 5, 6, 26, 38
 LAYOUTS = {"one": (1, 1, 1), "dp2-tp2": (2, 2, 1), "tp2-pp2": (1, 2, 2)}  # dp, tp, pp of the actor
 
 
@@ -44,17 +43,12 @@ class Case:
         return f"{self.preset}-{'packed' if self.packing else 'padded'}-{self.layout}"
 
     @property
-    def sizes(self) -> tuple[int, int, int]:
-        """Slots of prompt and completion, tokens of a row."""
-        row = (5, 6, 26) if self.layout == "one" else (8, 8, 32)
-        return row if self.packing else (*row[:2], 0)
-
-    @property
     def model(self) -> ModelConfig:
         """One layer a stage. The embedding is tied: the last stage has a copy of it."""
-        sizes = (38, 40, 68) if self.layout == "one" else (64, 64, 128)
         layers = LAYOUTS[self.layout][2]
-        return ModelConfig(*sizes, layers, 4, 2, rope_theta=100.0, max_position_embeddings=16, tie_word_embeddings=True)
+        return ModelConfig(
+            VOCABULARY, 40, 68, layers, 4, 2, rope_theta=100.0, max_position_embeddings=16, tie_word_embeddings=True
+        )
 
 
 ONE_RANK = [Case(preset, packing, "one") for packing in (False, True) for preset in PRESETS]
@@ -66,12 +60,12 @@ OTHERS = [Case(case.preset, not case.packing, case.layout) for case in FOUR_RANK
 
 def config_of(case: Case) -> RunConfig:
     """16 completions; two passes of three updates of 6, 5 and 5; micro-batches of 2 rows a rank, beta above 0."""
-    (dp, tp, pp), (prompt, slots, pack_length) = LAYOUTS[case.layout], case.sizes
+    dp, tp, pp = LAYOUTS[case.layout]
     needed = {"rl_config.dataset_file": "d", "rl_config.tokenizer_dir": "t", "actor_config.load": "c"}
     values = {
         "rl_config.algorithm": case.preset,
         "rl_config.packing": case.packing,
-        "rl_config.pack_length": pack_length,
+        "rl_config.pack_length": PACK_LENGTH if case.packing else 0,
         "rl_config.beta": PRESETS[case.preset].get("beta") or 0.05,
         "rl_config.batch_size": 2,
         "rl_config.mini_batch_size": 7,
@@ -86,8 +80,8 @@ def config_of(case: Case) -> RunConfig:
         "actor_config.lr_schedule.lr": 0.01,
         "actor_config.lr_schedule.warmup_step": 0,
         "actor_config.parallel_config.micro_batch_num": 2,
-        "generate_config.max_prompt_length": prompt,
-        "generate_config.sampling_config.max_tokens": slots,
+        "generate_config.max_prompt_length": PROMPT,
+        "generate_config.sampling_config.max_tokens": SLOTS,
         "generate_config.sampling_config.temperature": 0.9,
         "generate_config.parallel_config.data_parallel": dp * tp * pp,
     }
@@ -100,11 +94,10 @@ def config_of(case: Case) -> RunConfig:
     return config
 
 
-def data_set(case: Case) -> SimpleNamespace:
-    """Eight prompts, of one token to as many as fit."""
-    prompt, _, _ = case.sizes
-    lengths = np.arange(8) % prompt + 1
-    ids = np.random.default_rng(0).integers(0, case.model.vocab_size, (8, prompt))
+def data_set() -> SimpleNamespace:
+    """Eight prompts of one to PROMPT tokens."""
+    lengths = np.arange(8) % PROMPT + 1
+    ids = np.random.default_rng(0).integers(0, VOCABULARY, (8, PROMPT))
     return SimpleNamespace(prompt_ids=ids, prompt_lengths=lengths, solutions=[str(i) for i in range(8)])
 
 
@@ -125,10 +118,10 @@ class Runs:
         self.first: dict[tuple[str, bool], Trainer] = {}
 
     def metrics(self, case: Case) -> dict[str, float]:
-        """Of the first step of a fresh run."""
+        """Of the first step of a fresh run, and loss and gradient norm of its first update."""
         first = self.first.get((case.layout, case.packing))
         start = ArraySource(random_values(case.model, 0, 0.3), "random")
-        engine = made_up.FakeEngine(8, case.sizes[1], case.model.vocab_size)
+        engine = made_up.FakeEngine(8, SLOTS, VOCABULARY)
         engine.model = None
         with (
             mock.patch.multiple("r1parallel.rl.trainer", WeightSync=lambda *_: lambda: None, **self._shared(first)),
@@ -136,7 +129,7 @@ class Runs:
             mock.patch("r1parallel.rl.rollout.score_on_leader", made_up.scores_of_texts),
             mock.patch("r1parallel.rl.models.needs_old_logps", lambda *_: first is None),
         ):
-            trainer = Trainer(config_of(case), case.model, data_set(case), Digits(), self.world)
+            trainer = Trainer(config_of(case), case.model, data_set(), Digits(), self.world)
             trainer.pad_id = 0
             if first is None:
                 self.first[case.layout, case.packing] = trainer
@@ -145,7 +138,10 @@ class Runs:
                 trainer.actor.before_old_logps = first.actor.before_old_logps
                 first.load(start, None)
             trainer.load(start, None)
-            return trainer.run_step(0, PhaseTimer(), False).metrics
+            with mock.patch("r1parallel.rl.trainer.run_update", wraps=run_update) as updates:
+                metrics = trainer.run_step(0, PhaseTimer(), False).metrics
+            statistics: TokenStatistics = updates.call_args.args[7]
+            return metrics | {"first_loss": statistics.losses[0], "first_norm": statistics.norms[0]}
 
     @staticmethod
     def _shared(first: Trainer | None) -> dict[str, object]:
