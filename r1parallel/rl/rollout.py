@@ -13,7 +13,7 @@ from r1parallel.monitor.phases import PhaseTimer
 from r1parallel.parallel.waiting import waiting
 from r1parallel.parallel.world import World
 from r1parallel.rewards import Scores
-from r1parallel.rl.advantages import equal_groups
+from r1parallel.rl.advantages import equal_groups, kept_rows
 from r1parallel.rl.scoring import score_on_leader
 
 _OTHER_SAMPLES = 1 << 40  # refills number their samples from here on
@@ -114,7 +114,7 @@ class Rollout:
     def _useless(self, draw: Draw) -> np.ndarray:
         """Bool [groups]: all rewards equal, or one that is no number."""
         totals = draw.scores.total
-        return equal_groups(totals, self.group) | np.isnan(totals.reshape(-1, self.group)).any(axis=1)
+        return equal_groups(totals, self.group) | ~kept_rows(totals, self.group)[:: self.group]
 
     def _worth_drawing(self, missing: int) -> int:
         """Prompts to draw for so many missing groups: as many as the generator's batches hold anyway."""
