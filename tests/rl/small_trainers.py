@@ -15,6 +15,8 @@ from r1parallel.rl.trainer import Trainer
 # Sizes that are no multiple of a vector register: kernels treat the last elements of their arrays in another way.
 ODD = ModelConfig(**{**SIZES, "vocab_size": 37, "hidden_size": 40, "intermediate_size": 70, "num_layers": 2})
 LEADER = "r1parallel.rl.rollout.score_on_leader"
+# What `step_with_another_generator` is stopped with.
+GAP = r"^step 21: rollout and training log-probs differ by .*rollout_gap_limit 0.1;"
 
 
 def share_of_sevens(config, prompts, completions, solutions, world):

@@ -4,8 +4,8 @@ import made_up
 import numpy as np
 import pytest
 from mindspore import Tensor
-from small_trainers import LEADER, ODD, make_trainer, same, share_of_sevens, step_with_another_generator
-from tiny_runs import MODEL, STOP_ID, grpo_config, tiny_inputs
+from small_trainers import GAP, ODD, make_trainer, same, share_of_sevens, step_with_another_generator
+from tiny_runs import MODEL, STOP_ID, grpo_config
 
 from r1parallel.checkpoint.load import ArraySource
 from r1parallel.config.schema import RLConfig
@@ -20,20 +20,7 @@ from r1parallel.rl.metrics import completion_kl
 from r1parallel.rl.trainer import Trainer
 from r1parallel.training.schedule import learning_rate
 
-GAP = r"^step 21: rollout and training log-probs differ by .*rollout_gap_limit 0.1;"
-pytestmark = pytest.mark.usefixtures("mindspore_cpu")
-
-
-@pytest.fixture(scope="module")
-def inputs(mindspore_cpu):
-    return tiny_inputs()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def sevens():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LEADER, share_of_sevens)
-        yield
+pytestmark = pytest.mark.usefixtures("mindspore_cpu", "sevens")
 
 
 @pytest.fixture(scope="module")

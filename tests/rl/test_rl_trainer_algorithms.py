@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from small_trainers import LEADER, ODD, make_trainer, same, share_of_sevens, step_with_another_generator
-from tiny_runs import MODEL, tiny_inputs
+from small_trainers import GAP, ODD, make_trainer, same, step_with_another_generator
+from tiny_runs import MODEL
 
 from r1parallel.checkpoint.load import read_model
 from r1parallel.errors import UserError
@@ -11,20 +11,7 @@ from r1parallel.models.parameters import random_values
 from r1parallel.monitor.phases import PhaseTimer
 from r1parallel.rl.kl import kl_values
 
-GAP = r"^step 21: rollout and training log-probs differ by .*rollout_gap_limit 0.1;"
-pytestmark = pytest.mark.usefixtures("mindspore_cpu")
-
-
-@pytest.fixture(scope="module")
-def inputs(mindspore_cpu):
-    return tiny_inputs()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def sevens():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LEADER, share_of_sevens)
-        yield
+pytestmark = pytest.mark.usefixtures("mindspore_cpu", "sevens")
 
 
 @pytest.fixture(scope="module")
