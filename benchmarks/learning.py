@@ -19,20 +19,15 @@ from importlib.metadata import version
 from pathlib import Path
 
 from commands import Commands
-from learning_runs import OURS, OWN, PEERS, ROOT, Bench, perform, settings_of, write
+from learning_runs import OURS, OWN, PEERS, ROOT, Bench, perform, settings_of
 from learning_table import table
-from peer_venv import peer_python
+from machine import write
+from peer_venv import TRL_PACKAGES, peer_python
 
 from r1parallel.errors import UserError, run_command
 
 LIMIT = 7200  # seconds, of one command
 GAIN = 0.2  # what a run has to add to the SFT model's accuracy
-PEER_PACKAGES = (
-    "trl==1.16.0",
-    "torch==2.13.0",
-    "transformers==4.57.1",
-    "math-verify==0.9.0",
-)  # the last for our rewards
 
 
 def main(argv: Sequence[str]) -> None:
@@ -51,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
     commands = Commands(LIMIT, os.environ | {"OMP_NUM_THREADS": threads, "PYTHONPATH": str(ROOT)})
     peers = [] if args.no_peer else args.peers
     try:
-        python = (args.peer_python or peer_python("trl", PEER_PACKAGES, commands)) if peers else None
+        python = (args.peer_python or peer_python("trl", TRL_PACKAGES, commands)) if peers else None
         bench = Bench(args.output_dir.resolve(), args.steps, commands, python)
         starts = side_by_side(bench, args.jobs, [(seed, "start") for seed in args.seeds])
         tasks = [(seed, name) for seed, _ in starts for name in [*args.algorithms, *peers]]

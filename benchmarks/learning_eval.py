@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from machine import write
 
-from r1parallel.atomic import replacing
 from r1parallel.checkpoint.load import read_model
 from r1parallel.checkpoint.run_state import load_run_state
 from r1parallel.config.model import load_model_config
@@ -18,6 +18,7 @@ from r1parallel.config.schema import ContextConfig, SamplingConfig
 from r1parallel.data.tokenizer import load_tokenizer
 from r1parallel.errors import run_command
 from r1parallel.generation.engine import Completions, RolloutEngine
+from r1parallel.models.fused import choose_operators
 from r1parallel.models.parameters import load_parameters
 from r1parallel.parallel.device import setup_device
 from r1parallel.rl.evaluate import evaluate
@@ -32,7 +33,8 @@ class Pupil:
         self.config, self.tokenizer = load_model_config(model_config), load_tokenizer(tokenizer_dir)
         sampling = SamplingConfig(max_tokens=max_tokens, temperature=0.0)
         stop_ids, pad_id = self.tokenizer.stop_ids, self.tokenizer.pad_token_id
-        self.engine = RolloutEngine(self.config, sampling, ROWS, PROMPT_SLOTS, stop_ids, pad_id)
+        operators = choose_operators("float32", trained=False)
+        self.engine = RolloutEngine(self.config, sampling, ROWS, PROMPT_SLOTS, stop_ids, pad_id, operators=operators)
 
     def load(self, checkpoint: Path) -> None:
         load_parameters(self.engine.model, self._values(checkpoint), str(checkpoint))
@@ -58,8 +60,7 @@ def main(argv: Sequence[str]) -> None:
         summary, _ = evaluate(pupil, "arithmetic", job["test"], 1, "raw", None, 0)
         accuracies[name] = summary["accuracy"]
         print(name, json.dumps(summary), flush=True)
-    with replacing(job["output"]) as temporary:
-        temporary.write_text(json.dumps(accuracies), encoding="utf-8")
+    write(Path(job["output"]), json.dumps(accuracies))
 
 
 if __name__ == "__main__":

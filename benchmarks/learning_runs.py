@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 from commands import Commands
+from machine import write
 
-from r1parallel.atomic import replacing
 from r1parallel.config import load_config
 from r1parallel.config.load import GRPO_SECTIONS
 from r1parallel.config.presets import PRESETS
@@ -243,8 +243,3 @@ def start_folder(bench: Bench, seed: int) -> Path:
 def data_flags(begin: Path, seed: int) -> list[object]:
     data = begin / "data"
     return ["--dataset_file", data / "train.mindrecord", "--tokenizer_dir", data / "tokenizer", "--seed", seed]
-
-
-def write(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

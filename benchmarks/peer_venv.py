@@ -9,6 +9,12 @@ from pathlib import Path
 from commands import Commands
 
 ROOT = Path(__file__).resolve().parents[1]
+TRL_PACKAGES = (
+    "trl==1.16.0",
+    "torch==2.13.0",
+    "transformers==4.57.1",
+    "math-verify==0.9.0",
+)  # the last for our rewards
 
 
 def peer_python(name: str, requirements: Sequence[str], commands: Commands) -> Path:

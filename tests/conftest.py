@@ -37,6 +37,15 @@ def mindspore_cpu() -> None:
 
 
 @pytest.fixture(scope="session")
+def fused_kernels(mindspore_cpu) -> None:
+    """MindSpore on CPU with kernels for Ascend's fused operators."""
+    from r1parallel.cpu_backend import enable
+
+    if not enable.has_fused():
+        pytest.skip(f"NO FUSED KERNELS: {enable.enable_fused()}")
+
+
+@pytest.fixture(scope="session")
 def tiny_config() -> ModelConfig:
     """Two layers, two query heads to a key head, 37 tokens, 40 positions."""
     return ModelConfig(37, 32, 48, 2, 4, 2, rope_theta=100.0, max_position_embeddings=40, tie_word_embeddings=True)

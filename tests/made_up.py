@@ -57,6 +57,8 @@ def experience(seed: int, settings: RLConfig, groups: int, prompt: int, slots: i
 class FakeEngine:
     """Answers with tokens and log-probs that are a function of seed and sample alone, as the real one does."""
 
+    graphs = 0
+
     def __init__(self, rows: int, slots: int, vocab: int = 32):
         self.rows, self.slots, self.vocab = rows, slots, vocab
         self.calls: list[list[int]] = []

@@ -133,7 +133,7 @@ class RLConfig:
     num_rollouts: int = 4  # chunks of prompts in one step
     chunk_size: int = 1  # prompts in one chunk
     num_iterations: int = 1  # optimizer passes over one step's completions
-    packing: bool = False  # several completions with their prompts in one row of the training graph
+    packing: bool = False  # several completions in one row of the training graph; their prompt stands in it once
     pack_length: int = 0  # tokens of a packed row; 0: longest prompt + max_tokens
     dynamic_sampling: bool = False  # groups whose rewards are all equal give way to groups of other prompts
     max_refills: int = 3  # rounds of other prompts in one step
@@ -200,9 +200,10 @@ class ContextConfig:
     """MindSpore's own settings."""
 
     device_target: str = "CPU"  # CPU | Ascend
-    compute_dtype: str = "float32"  # float32: plain operators | bfloat16: Ascend's fused operators, see docs/ascend.md
+    compute_dtype: str = "float32"  # float32 | bfloat16: Ascend only, see docs/ascend.md
     device_id: int = 0  # which device of this host
     max_call_depth: int = 10000  # of graph compilation
+    compile_cache: bool = True  # keep compiled graphs for the next run like this one; for one process on the CPU
     wait_limit: float = 1800.0  # seconds that a rank waits for the others, compilation included
     save_graphs: bool = False  # dump the compiler's graphs
     save_graphs_path: str = "./graphs"  # where they go

@@ -1,4 +1,4 @@
-"""Compile kernels.cc against the installed wheel, once, into the user's cache."""
+"""Compile kernels against the installed wheel, once, into the user's cache."""
 
 import fcntl
 import hashlib
@@ -10,21 +10,66 @@ import sysconfig
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from r1parallel.cpu_backend.wheel import Wheel
 from r1parallel.errors import UserError
 
 COMPILER = "g++"
-NO_COMPILER = (
-    "CPU backend: g++ is missing, install it (Debian, Ubuntu: apt-get install g++). Without it tensor and data "
-    "parallel run; sequence, optimizer and pipeline parallel, reductions other than a sum, AllGather and Broadcast "
-    "in a part of the ranks, AlltoAll and bfloat16 do not."
+_NO_COMPILER = "CPU backend: g++ is missing, install it (Debian, Ubuntu: apt-get install g++). Without it "
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """A library of kernels.
+
+    Attributes:
+        name: of the library, and of the function that registers its kernels.
+        sources: the first is compiled, it includes the others.
+        flags: how it is optimised.
+        missing: what a user is told where it would have to be compiled and there is no g++.
+    """
+
+    name: str
+    sources: tuple[Path, ...]
+    flags: tuple[str, ...]
+    missing: str
+
+    @property
+    def register(self) -> str:
+        """The C function that puts them into MindSpore's table."""
+        return f"r1parallel_register_{self.name}"
+
+
+def _source(*names: str) -> tuple[Path, ...]:
+    return tuple(Path(__file__).with_name(name) for name in names)
+
+
+COLLECTIVES = Kernels(
+    "collectives",
+    _source("collectives.cc", "group.h"),
+    ("-O2",),
+    f"{_NO_COMPILER}tensor and data parallel run; sequence, optimizer and pipeline parallel, reductions other than a "
+    "sum, AllGather and Broadcast in a part of the ranks, AlltoAll and bfloat16 do not.",
 )
-_SOURCES = (Path(__file__).with_name("kernels.cc"), Path(__file__).with_name("group.h"))
+FUSED = Kernels(
+    "fused",
+    _source(
+        "fused.cc", "fused.h", "replacement.h", "matmul.h", "scatter.h", "attention.h", "elementwise.h", "products.h"
+    )
+    + _source("gradients.h", "runs.h", "scratch.h", "softmax.h", "vectors.h"),
+    ("-O3", "-march=native", "-fno-math-errno"),  # a root that might set errno is not made of vectors
+    f"{_NO_COMPILER}models are made of plain operators, which take longer and several times the memory.",
+)
+_NATIVE = "-march=native"
 # The wheel's libraries use the layouts of std::string before C++11 and of its own hash tables.
-_FLAGS = ["-std=c++17", "-O2", "-w", "-shared", "-fPIC", "-D_GLIBCXX_USE_CXX11_ABI=0", "-DENABLE_FAST_HASH_TABLE=1"]
-_LIBRARIES = ("core", "common", "hardware_abstract", "backend_common", "ops_host", "runtime_utils")
+_FLAGS = ["-std=c++17", "-w", "-shared", "-fPIC", "-D_GLIBCXX_USE_CXX11_ABI=0", "-DENABLE_FAST_HASH_TABLE=1"]
+_LIBRARIES = (
+    *(f"libmindspore_{name}.so" for name in ("core", "common", "hardware_abstract")),
+    *(f"libmindspore_{name}.so" for name in ("backend_common", "ops_host", "runtime_utils")),
+    "libdnnl.so.3",
+)
 _HEADERS = (
     "",
     "include",
@@ -49,7 +94,7 @@ _HEADERS = (
 )
 
 
-def build_kernels(wheel: Wheel) -> Path | None:
+def build_kernels(wheel: Wheel, kernels: Kernels) -> Path | None:
     """The compiled library, made now if the cache has none. Any number of processes may call this at once.
 
     Returns:
@@ -58,7 +103,7 @@ def build_kernels(wheel: Wheel) -> Path | None:
     Raises:
         UserError: g++ failed, or the cache cannot be written.
     """
-    target = cached_library(wheel)
+    target = cached_library(wheel, kernels)
     if target.exists():
         return target
     if shutil.which(COMPILER) is None:
@@ -67,20 +112,28 @@ def build_kernels(wheel: Wheel) -> Path | None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _locked(target.with_suffix(".lock")):
             if not target.exists():  # another process may have been first
-                _compile(wheel, target)
+                _compile(wheel, kernels, target)
     except OSError as error:
         raise UserError(f"{target.parent}: {error.strerror}; set XDG_CACHE_HOME to a writable folder") from None
     return target
 
 
-def cached_library(wheel: Wheel) -> Path:
-    """Where the library for this wheel, this Python and these sources belongs."""
+def cached_library(wheel: Wheel, kernels: Kernels) -> Path:
+    """Where the library for this wheel, this Python and these sources belongs; for this processor, if that matters."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    digest = hashlib.sha256(repr((_FLAGS, _LIBRARIES, _HEADERS)).encode())
-    for source in _SOURCES:
+    digest = hashlib.sha256(repr((_FLAGS, kernels.flags, _LIBRARIES, _HEADERS)).encode())
+    if _NATIVE in kernels.flags:
+        digest.update(_processor())
+    for source in kernels.sources:
         digest.update(source.read_bytes())
-    name = f"kernels-{wheel.version}-{sys.implementation.cache_tag}-{digest.hexdigest()[:16]}.so"
+    name = f"{kernels.name}-{wheel.version}-{sys.implementation.cache_tag}-{digest.hexdigest()[:16]}.so"
     return Path(base) / "r1parallel" / "cpu_backend" / name
+
+
+def _processor() -> bytes:
+    """What this machine's processor can do: another may share the home folder."""
+    lines = Path("/proc/cpuinfo").read_bytes().splitlines()
+    return next(line for line in lines if line.startswith(b"flags"))
 
 
 @contextmanager
@@ -91,18 +144,19 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _compile(wheel: Wheel, target: Path) -> None:
+def _compile(wheel: Wheel, kernels: Kernels, target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder) / target.name
-        result = subprocess.run(_command(wheel, made), capture_output=True, text=True, start_new_session=True)
+        result = subprocess.run(_command(wheel, kernels, made), capture_output=True, text=True, start_new_session=True)
         if result.returncode:
             errors = (line for line in result.stderr.splitlines() if "error" in line)
             reason = next(errors, f"exit code {result.returncode}")
-            raise UserError(f"{COMPILER} cannot compile {_SOURCES[0]} for mindspore {wheel.version}: {reason}")
+            raise UserError(f"{COMPILER} cannot compile {kernels.sources[0]} for mindspore {wheel.version}: {reason}")
         os.replace(made, target)
 
 
-def _command(wheel: Wheel, made: Path) -> list[str]:
+def _command(wheel: Wheel, kernels: Kernels, made: Path) -> list[str]:
     headers = [f"-I{wheel.folder / folder}" for folder in _HEADERS] + [f"-I{sysconfig.get_path('include')}"]
-    libraries = [f"-l:libmindspore_{name}.so" for name in _LIBRARIES]
-    return [COMPILER, *_FLAGS, *headers, str(_SOURCES[0]), "-o", str(made), f"-L{wheel.folder / 'lib'}", *libraries]
+    libraries = [f"-l:{name}" for name in _LIBRARIES]
+    flags = [*_FLAGS, *kernels.flags, *headers]
+    return [COMPILER, *flags, str(kernels.sources[0]), "-o", str(made), f"-L{wheel.folder / 'lib'}", *libraries]

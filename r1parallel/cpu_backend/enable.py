@@ -1,8 +1,9 @@
-"""MindSpore's graph-mode semi_auto_parallel on the CPU: the one call."""
+"""MindSpore's graph-mode semi_auto_parallel on the CPU, and Ascend's fused operators: a call for each."""
 
 import ctypes
+from pathlib import Path
 
-from r1parallel.cpu_backend.build import NO_COMPILER, build_kernels
+from r1parallel.cpu_backend.build import COLLECTIVES, FUSED, Kernels, build_kernels
 from r1parallel.cpu_backend.comm_manager import (
     Groups,
     RunningGroups,
@@ -12,8 +13,10 @@ from r1parallel.cpu_backend.comm_manager import (
 )
 from r1parallel.cpu_backend.patch import patch_frontend
 from r1parallel.cpu_backend.wheel import find_wheel
+from r1parallel.errors import UserError
 
 _enabled = False
+_fused: str | None = "not asked for"  # why there are no fused kernels; None: there are
 _simulated: SimulatedGroups | None = None
 
 
@@ -47,14 +50,47 @@ def enable(simulate: tuple[int, int] | None = None) -> str | None:
     if ms.get_context("device_target") != "CPU":
         raise ValueError("the CPU backend is for the target CPU: call mindspore.set_device first")
     wheel = find_wheel()
-    kernels = build_kernels(wheel)
+    library = build_kernels(wheel, COLLECTIVES)
     patch_frontend(wheel)
     _enabled = True
     register_comm_manager(_groups(simulate), wheel.folder / "lib")
-    if kernels is None:
-        return NO_COMPILER
-    ctypes.CDLL(str(kernels)).r1parallel_register_kernels()
+    if library is None:
+        return COLLECTIVES.missing
+    _register(COLLECTIVES, library)
     return None
+
+
+def enable_fused() -> str | None:
+    """Give the CPU kernels of those operators that MindSpore has for Ascend only, in this process.
+
+    To be called after `mindspore.set_device("CPU")` and before any graph is compiled; a further call does nothing.
+
+    Returns:
+        None, or one line for the user that says why there are none: models are then made of plain operators.
+    """
+    global _fused
+    if _fused is None:
+        return None
+    try:
+        library = build_kernels(find_wheel(), FUSED)
+    except UserError as error:
+        _fused = f"CPU backend: no fused kernels, models are made of slower, plain operators: {error}"
+        return _fused
+    if library is None:
+        _fused = FUSED.missing
+        return _fused
+    _register(FUSED, library)
+    _fused = None
+    return None
+
+
+def has_fused() -> bool:
+    """Whether `enable_fused` found everything that it needs."""
+    return _fused is None
+
+
+def _register(kernels: Kernels, library: Path) -> None:
+    getattr(ctypes.CDLL(str(library)), kernels.register)()
 
 
 def _groups(simulate: tuple[int, int] | None) -> Groups:

@@ -1,31 +1,32 @@
 """The rollout engine: prompts in, completions with log-probs and exact lengths out."""
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
-import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn, ops
-from mindspore.parallel import Layout
+from mindspore import Tensor
 from tqdm import tqdm
 
 from r1parallel.config.model import ModelConfig
 from r1parallel.config.schema import SamplingConfig
-from r1parallel.data.batches import right_aligned
 from r1parallel.errors import UserError
 from r1parallel.generation.noise import uniforms
+from r1parallel.generation.programs import FillCache, NextToken, split_cache
 from r1parallel.generation.sampling import Sampler
+from r1parallel.generation.seats import Seats
+from r1parallel.models.cached import prompt_model, token_model
 from r1parallel.models.fused import PLAIN, Operators
-from r1parallel.models.parameters import unallocated
+from r1parallel.models.parameters import share_parameters, unallocated
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
+from r1parallel.parallel.compiling import compiling
 from r1parallel.parallel.layout import ModelLayout
 from r1parallel.parallel.mesh import Mesh
 from r1parallel.parallel.program import on_mesh
-from r1parallel.parallel.waiting import waiting
-from r1parallel.parallel.world import World
+from r1parallel.parallel.world import DryWorld, World
 
 _ONE_RANK, _ALONE = Mesh(), World()
-_MIN_PROMPT_SLOTS = 2  # a call with one query is a further token: it does not clear the cache
 
 
 @dataclass
@@ -51,57 +52,24 @@ class Completions:
         return self.tokens[row, : self.lengths[row]].tolist()
 
 
-class NextToken(nn.Cell):
-    """One launch: run tokens through the model, write the cache, draw the next token from the last position."""
-
-    def __init__(self, model: Qwen2ForCausalLM, sampler: Sampler):
-        super().__init__(auto_prefix=False)
-        self.model, self.sampler = model, sampler
-        self.reshape, self.last = ops.Reshape(), ops.StridedSlice()
-
-    def construct(
-        self,
-        tokens_BS: Tensor,
-        slots_S: Tensor,
-        starts_B: Tensor,
-        uniform_B1: Tensor,
-        seen_BV: Tensor,
-        stop_bias_V: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        rows, queries = tokens_BS.shape
-        size = self.model.config.hidden_size
-        hidden_BSH = self.reshape(self.model.hidden(tokens_BS, slots_S, starts_B), (rows, queries, size))
-        last_BH = self.reshape(
-            self.last(hidden_BSH, (0, queries - 1, 0), (rows, queries, size), (1, 1, 1)), (rows, size)
-        )
-        return self.sampler(self.model.logits(last_BH), uniform_B1, seen_BV, stop_bias_V)
-
-
-def _split_cache(model: Qwen2ForCausalLM, mesh: Mesh) -> None:
-    """Split writes to the cache over rows and heads. MindSpore has no rule for them, so their layouts stand here."""
-    grid = Layout((mesh.dp, mesh.tp), ("dp", "tp"))
-    heads, whole = grid("dp", "tp", "None", "None"), grid("None")
-    # The second input of the latter is a number, the dimension.
-    inputs = {"IndexAdd": (heads, whole, heads), "InplaceIndexAddExt": (heads, whole, whole, heads)}
-    for layer in model.model.layers:
-        write = layer.attention.write
-        write.add_prim_attr("self_define_shard", True)
-        write.shard(inputs[write.name], (heads,))
-
-
 class RolloutEngine:
-    """Batched sampling with a static cache: one graph for the prompts, one for every further token.
+    """Sampling with a static cache and continuous batching: a completion that ends gives its row to the next one.
 
     Args:
         config: sizes of the model.
         sampling: how tokens are drawn; `max_tokens` is C.
-        rows: prompts generated together on one dp rank; B is `rows` of all dp ranks.
-        prompt_length: P, slots for the prompt.
+        rows: completions generated together on one dp rank; B is `rows` of all dp ranks.
+        prompt_length: P, the longest prompt.
         stop_ids: a completion ends with the first of these.
         pad_id: fills unused slots; may be a stop id, masks come from lengths.
         mesh: dp and tp of the generator; pp is 1. All ranks are called with the same prompts at the same time.
-        world: which rank this is. With several ranks the graphs are compiled here, so that weights can be set after.
+        world: which rank this is. With several ranks the graphs are compiled here, so that weights can be set after;
+            alone with the first prompts, so that a model can be shared before.
         operators: what the model is made of.
+        group: samples of one prompt that stand next to each other; decides only how many prompts a launch computes.
+
+    Attributes:
+        model: holds the weights.
 
     Raises:
         UserError: P + C is more than the model's positions, or a stop or padding id is not the model's.
@@ -118,6 +86,7 @@ class RolloutEngine:
         mesh: Mesh = _ONE_RANK,
         world: World = _ALONE,
         operators: Operators = PLAIN,
+        group: int = 1,
     ):
         slots = prompt_length + sampling.max_tokens
         if slots > config.max_position_embeddings:
@@ -131,29 +100,49 @@ class RolloutEngine:
         self.config, self.sampling = config, sampling
         self.rows, self.prompt_length, self.max_tokens = rows * mesh.dp, prompt_length, sampling.max_tokens
         self.stop_ids, self.pad_id = np.array(sorted(stop_ids), np.int32), pad_id
-        self.prompt_slots = max(prompt_length, _MIN_PROMPT_SLOTS)
+        # As many prompts a launch as fill a quarter of the rows, or all of them with large groups.
+        prompts = -(-rows // max(group, 4))
+        # The last token of a text is never run through the model; in its place stands what is not kept.
         with unallocated():
-            self.model = Qwen2ForCausalLM(config, self.prompt_slots + self.max_tokens, self.rows, operators)
-        self._prompt_slots = Tensor(np.arange(self.prompt_slots, dtype=np.int32))
-        self._slots = [Tensor(np.array([self.prompt_slots + t], np.int32)) for t in range(self.max_tokens)]
-        self._next_token = self._spread(mesh, world)
+            self.model = token_model(config, self.rows, slots, operators)
+            filling = prompt_model(self.model, max(1, prompt_length - 1), operators)
+        self._models = (self.model, filling)
+        self._seats = partial(Seats, self.rows, mesh.dp, prompts, max(1, prompt_length - 1), slots, pad_id)
+        if world.size > 1:
+            split_cache(self.model, filling, mesh)
+        sampler = Sampler(sampling, config.vocab_size)
+        self._fill, self._next_token = (
+            on_mesh(program.set_train(False), ModelLayout(config, mesh), world)
+            for program in (FillCache(filling), NextToken(self.model, sampler))
+        )
+        self._world, self._compiled = world, False
         if world.size > 1:
             self._compile()
 
-    def _spread(self, mesh: Mesh, world: World) -> nn.Cell:
-        program = NextToken(self.model, Sampler(self.sampling, self.config.vocab_size))
-        program.set_train(False)
-        if world.size > 1:
-            _split_cache(self.model, mesh)
-        return on_mesh(program, ModelLayout(self.config, mesh), world)
-
     def _compile(self) -> None:
-        tokens = np.full((self.rows, self.prompt_slots), self.pad_id, np.int32)
-        starts = np.zeros(self.rows, np.int32)
-        rest = (Tensor(starts), Tensor(starts.astype(np.float32).reshape(-1, 1)), Tensor(self._seen(tokens, starts)))
-        with waiting("compilation of the rollout graphs"):
-            for inputs, slots in ((tokens, self._prompt_slots), (tokens[:, :1].copy(), self._slots[0])):
-                self._next_token.compile(Tensor(inputs), slots, *rest, self._stop_bias(0))
+        seats = self._seats()
+        graphs = [
+            (self._next_token, self._step_inputs(seats, np.zeros(self.rows, np.float32), self._seen([]))),
+            (self._fill, tuple(Tensor(x) for x in seats.fill(deque(), []))),
+        ]
+        # Only the former holds every Parameter. The first graph slices them, the last one is what a dry run checks.
+        with compiling("the rollout graphs", self._world):
+            for program, inputs in reversed(graphs) if isinstance(self._world, DryWorld) else graphs:
+                program.compile(*inputs)
+        self._compiled = True
+
+    def share(self, model: Qwen2ForCausalLM) -> None:
+        """Hold the very Parameters of a model on the same single rank: what it learns need not be copied.
+
+        To be called before anything is generated.
+        """
+        for own in self._models:
+            share_parameters(model, own)
+
+    @property
+    def graphs(self) -> int:
+        """Graphs that were compiled so far."""
+        return len(self._fill.compile_cache) + len(self._next_token.compile_cache)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], seed: int, samples: Sequence[int], progress: bool = False
@@ -172,86 +161,79 @@ class RolloutEngine:
         for row, prompt in enumerate(prompts):
             if not 0 < len(prompt) <= self.prompt_length:
                 raise UserError(f"prompt {row} has {len(prompt)} tokens; 1 to {self.prompt_length} are possible")
-        count = len(prompts)
+        count, size = len(prompts), self.max_tokens
         result = Completions(
-            np.full((count, self.max_tokens), self.pad_id, np.int32),
+            np.full((count, size), self.pad_id, np.int32),
             np.zeros(count, np.int32),
-            np.zeros((count, self.max_tokens), np.float32),
-            np.zeros((count, self.max_tokens), np.float32),
+            np.zeros((count, size), np.float32),
+            np.zeros((count, size), np.float32),
             np.zeros(count, bool),
         )
-        batches = -(-count // self.rows)
+        noise, seen = uniforms(seed, samples, size), self._seen(prompts)
+        if not self._compiled:
+            self._compile()
+        seats, waiting_samples = self._seats(), deque(range(count))
         with tqdm(
-            total=batches * self.max_tokens,
-            desc="rollout",
-            unit="step",
-            leave=False,
-            disable=None if progress else True,
+            total=count, desc="rollout", unit="completion", leave=False, disable=None if progress else True
         ) as bar:
-            for first in range(0, count, self.rows):
-                self._generate_batch(result, prompts, seed, samples, first, bar)
+            while waiting_samples or len(seats.taken):
+                while seats.worth_filling(len(waiting_samples)):
+                    self._fill(*(Tensor(x) for x in seats.fill(waiting_samples, prompts)))
+                bar.update(self._step(seats, result, noise, seen))
         return result
 
-    def _generate_batch(
-        self,
-        result: Completions,
-        prompts: Sequence[Sequence[int]],
-        seed: int,
-        samples: Sequence[int],
-        first: int,
-        bar: tqdm,
-    ) -> None:
-        """Fill rows `first` … of `result`. A short last batch is filled up with copies of its first prompt."""
-        real = min(self.rows, len(prompts) - first)
-        chosen = [first + row if row < real else first for row in range(self.rows)]
-        tokens, starts = right_aligned([prompts[i] for i in chosen], self.prompt_slots, self.pad_id)
-        noise = uniforms(seed, [samples[i] for i in chosen], self.max_tokens)
-        seen = self._seen(tokens, starts)
-        drawn = np.full((self.rows, self.max_tokens), self.pad_id, np.int32)
-        logps = np.zeros((2, self.rows, self.max_tokens), np.float32)
-        lengths = np.full(self.rows, self.max_tokens, np.int32)
-        stopped = np.zeros(self.rows, bool)
-        device_starts, inputs, slots = Tensor(starts), Tensor(tokens), self._prompt_slots
-        for step in range(self.max_tokens):
-            token_B1, logps_B2 = self._next_token(
-                inputs,
-                slots,
-                device_starts,
-                Tensor(np.ascontiguousarray(noise[:, step : step + 1])),
-                Tensor(seen),
-                self._stop_bias(step),
-            )
-            drawn[:, step], logps[:, :, step] = token_B1.asnumpy()[:, 0], logps_B2.asnumpy().T
-            ends = ~stopped & np.isin(drawn[:, step], self.stop_ids)
-            lengths[ends] = step + 1
-            stopped |= ends
-            bar.update(1)
-            if stopped[:real].all():
-                bar.update(self.max_tokens - step - 1)
-                break
-            if self.sampling.repetition_penalty != 1.0:
-                seen[np.arange(self.rows), drawn[:, step]] = 1.0
-            inputs, slots = token_B1, self._slots[step]
-        rows = slice(first, first + real)
-        inside = np.arange(self.max_tokens) < lengths[:real, None]
-        result.tokens[rows] = np.where(inside, drawn[:real], self.pad_id)
-        result.logps[rows], result.drawn_logps[rows] = np.where(inside, logps[:, :real], 0.0)
-        result.lengths[rows], result.stopped[rows] = lengths[:real], stopped[:real]
+    def _step(self, seats: Seats, result: Completions, noise: np.ndarray, seen: np.ndarray) -> int:
+        """One token for every taken row; → how many samples are complete with it."""
+        rows = seats.taken
+        samples, drawn = seats.sample[rows], seats.drawn[rows]
+        uniform = np.zeros(self.rows, np.float32)
+        uniform[rows] = noise[samples, drawn]
+        token_B1, logps_B2 = self._next_token(*self._step_inputs(seats, uniform, seen))
+        tokens, logps = token_B1.asnumpy()[rows, 0], logps_B2.asnumpy()[rows]
+        result.tokens[samples, drawn] = tokens
+        result.logps[samples, drawn], result.drawn_logps[samples, drawn] = logps.T
+        if self.sampling.repetition_penalty != 1.0:
+            seen[samples, tokens] = 1.0
+        seats.token[rows], seats.drawn[rows] = tokens, drawn + 1
+        stopped = np.isin(tokens, self.stop_ids)
+        ended = stopped | (drawn + 1 == self.max_tokens)
+        result.lengths[samples[ended]], result.stopped[samples[ended]] = drawn[ended] + 1, stopped[ended]
+        seats.leave(rows[ended])
+        return int(ended.sum())
 
-    def _seen(self, tokens_BP: np.ndarray, starts_B: np.ndarray) -> np.ndarray:
-        """Which ids the prompts hold, float32 [B, V]; [1, 1] where nobody asks."""
+    def _step_inputs(self, seats: Seats, uniform: np.ndarray, seen: np.ndarray) -> tuple[Tensor, ...]:
+        spots, positions = seats.places()
+        return (
+            Tensor(seats.token[:, None].copy()),
+            Tensor(spots),
+            Tensor(positions),
+            Tensor(uniform[:, None]),
+            Tensor(self._of_rows(seats, seen)),
+            Tensor(self._stop_bias(seats)),
+        )
+
+    def _seen(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
+        """Which ids the prompts hold, float32 [N, V]; [1, 1] where nobody asks."""
         if self.sampling.repetition_penalty == 1.0:
             return np.zeros((1, 1), np.float32)
-        seen = np.zeros((self.rows, self.config.vocab_size), np.float32)
-        for row, start in enumerate(starts_B):
-            seen[row, tokens_BP[row, start:]] = 1.0
+        seen = np.zeros((len(prompts), self.config.vocab_size), np.float32)
+        for row, prompt in enumerate(prompts):
+            seen[row, prompt] = 1.0
         return seen
 
-    def _stop_bias(self, step: int) -> Tensor:
-        """What is added to the logits of step `step`, float32 [V]; [1] where no stop id is ever held back."""
+    def _of_rows(self, seats: Seats, seen: np.ndarray) -> np.ndarray:
+        """The lines of those who sit in the rows, [B, V]."""
+        if self.sampling.repetition_penalty == 1.0:
+            return seen
+        chosen = np.zeros((self.rows, self.config.vocab_size), np.float32)
+        chosen[seats.taken] = seen[seats.sample[seats.taken]]
+        return chosen
+
+    def _stop_bias(self, seats: Seats) -> np.ndarray:
+        """What is added to the logits, float32 [B, V]; [1, 1] where no stop id is ever held back."""
         if self.sampling.min_tokens == 0:
-            return Tensor(np.zeros(1, np.float32))
-        bias = np.zeros(self.config.vocab_size, np.float32)
-        if step < self.sampling.min_tokens:
-            bias[self.stop_ids] = -1e9
-        return Tensor(bias, ms.float32)
+            return np.zeros((1, 1), np.float32)
+        bias = np.zeros((self.rows, self.config.vocab_size), np.float32)
+        early = np.flatnonzero(seats.drawn < self.sampling.min_tokens)
+        bias[early[:, None], self.stop_ids] = -1e9
+        return bias

@@ -5,11 +5,8 @@ Shape letters: B rows, S queries, K keys, N heads, M key/value heads, G = N / M,
 
 import math
 from collections.abc import Callable
-from typing import Any
 
-import mindspore as ms
-from mindspore import Parameter, Tensor, nn, ops
-from mindspore.common.initializer import initializer
+from mindspore import Tensor, nn, ops
 
 from r1parallel.config.model import ModelConfig
 from r1parallel.models.layers import Linear
@@ -69,6 +66,7 @@ class Attention(nn.Cell):
         linear: makes the projections.
         rotate: makes the rotary embedding.
         core: makes what is between the projections: (q_BNSD, k_BMKD, v_BMKD, mask) → [B, N, S, D].
+        heads_first: rotary embedding and core take [B, N, S, D], else [B, S, N, D], which is no work to make.
     """
 
     def __init__(
@@ -78,8 +76,10 @@ class Attention(nn.Cell):
         linear: Callable[..., Linear] = Linear,
         rotate: Callable[[], nn.Cell] = Rotate,
         core: Callable[[ModelConfig], nn.Cell] = SoftmaxCore,
+        heads_first: bool = True,
     ):
         super().__init__()
+        self.heads_first = heads_first
         self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         self.wq = linear(config.hidden_size, config.hidden_size, has_bias=True, transposed=transposed)
         self.wk = linear(config.hidden_size, config.kv_size, has_bias=True, transposed=transposed)
@@ -89,71 +89,31 @@ class Attention(nn.Cell):
         self.reshape = ops.Reshape()
         self.to_heads, self.from_heads = ops.Transpose(), ops.Transpose()
 
-    def heads(self, x_TX: Tensor, num_heads: int, rows: int, queries: int) -> Tensor:
-        """[T, num_heads·D] → [B, num_heads, S, D]."""
-        if queries == 1:
+    def heads(self, x_TX: Tensor, num_heads: int, rows: int) -> Tensor:
+        """[T, num_heads·D] → [B, num_heads, S, D], or [B, S, num_heads, D]."""
+        x_BSXD = self.reshape(x_TX, (rows, -1, num_heads, self.head_dim))
+        if not self.heads_first:
+            return x_BSXD
+        if x_BSXD.shape[1] == 1:
             return self.reshape(x_TX, (rows, num_heads, 1, self.head_dim))
-        return self.to_heads(self.reshape(x_TX, (rows, queries, num_heads, self.head_dim)), (0, 2, 1, 3))
+        return self.to_heads(x_BSXD, (0, 2, 1, 3))
 
-    def keys_values(self, k_BMSD: Tensor, v_BMSD: Tensor, slots_S: Tensor) -> tuple[Tensor, Tensor]:
-        """The keys and values to attend to, [B, M, K, D] each."""
-        return k_BMSD, v_BMSD
+    def flat(self, x: Tensor, num_heads: int) -> Tensor:
+        """The reverse of `heads`."""
+        if self.heads_first and x.shape[2] > 1:
+            x = self.from_heads(x, (0, 2, 1, 3))
+        return self.reshape(x, (-1, num_heads * self.head_dim))
 
-    def construct(self, x_TH: Tensor, geometry: tuple[Tensor, ...], slots_S: Tensor) -> Tensor:
-        """x_TH, what `Geometry` made, slots_S → [T, H]."""
+    def keys_values(self, k: Tensor, v: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """The keys and values to attend to: here those of the call, as `heads` gives them."""
+        return k, v
+
+    def construct(self, x_TH: Tensor, geometry: tuple[Tensor, ...], slots: Tensor) -> Tensor:
+        """x_TH, what the model's geometry made, where this call's tokens stand → [T, H]."""
         cos_q, sin_q, cos_k, sin_k, mask = geometry
-        rows, queries = cos_q.shape[0], cos_q.shape[2]
-        q = self.rotate(self.heads(self.wq(x_TH), self.num_heads, rows, queries), cos_q, sin_q)
-        k = self.rotate(self.heads(self.wk(x_TH), self.num_kv_heads, rows, queries), cos_k, sin_k)
-        v = self.heads(self.wv(x_TH), self.num_kv_heads, rows, queries)
-        k_BMKD, v_BMKD = self.keys_values(k, v, slots_S)
-        mixed_BSND = self.from_heads(self.core(q, k_BMKD, v_BMKD, mask), (0, 2, 1, 3))
-        return self.wo(self.reshape(mixed_BSND, (rows * queries, self.num_heads * self.head_dim)))
-
-
-class CachedAttention(Attention):
-    """The same over a static cache, all slots of which are read.
-
-    A call with several queries is a prompt: it fills slots 0 … S - 1 and clears the others. One with a single query
-    adds its key and value to an empty slot.
-
-    Args:
-        config: sizes of the model.
-        rows: B, rows of the cache.
-        num_keys: K, slots of the cache.
-        dtype: of the cache.
-        linear: as in `Attention`, and so are `rotate` and `core`.
-    """
-
-    def __init__(
-        self,
-        config: ModelConfig,
-        rows: int,
-        num_keys: int,
-        dtype: Any = ms.float32,
-        linear: Callable[..., Linear] = Linear,
-        rotate: Callable[[], nn.Cell] = Rotate,
-        core: Callable[[ModelConfig], nn.Cell] = SoftmaxCore,
-    ):
-        super().__init__(config, True, linear, rotate, core)
-        # Slots behind heads: a head's keys are read without transposition, and heads can be split over ranks. Only an
-        # addition writes along an inner dimension in place.
-        shape = (rows, config.num_kv_heads, num_keys, config.head_dim)
-        self.key_cache = Parameter(initializer("zeros", shape, dtype), requires_grad=False)
-        self.value_cache = Parameter(initializer("zeros", shape, dtype), requires_grad=False)
-        self.num_keys = num_keys
-        self.pad, self.fill, self.write = ops.PadV3(), ops.Assign(), ops.IndexAdd(2)
-
-    def put(self, cache_BMKD: Parameter, slots_S: Tensor, x_BMSD: Tensor) -> Tensor:
-        """The cache with something in an empty slot."""
-        return self.write(cache_BMKD, slots_S, x_BMSD)
-
-    def keys_values(self, k_BMSD: Tensor, v_BMSD: Tensor, slots_S: Tensor) -> tuple[Tensor, Tensor]:
-        queries = k_BMSD.shape[2]
-        if queries == 1:
-            return self.put(self.key_cache, slots_S, k_BMSD), self.put(self.value_cache, slots_S, v_BMSD)
-        empty = (0, 0, 0, self.num_keys - queries)  # none before and behind D and before K
-        keys, values = self.pad(k_BMSD, empty, 0.0), self.pad(v_BMSD, empty, 0.0)
-        self.fill(self.key_cache, keys)
-        self.fill(self.value_cache, values)
-        return keys, values
+        rows = cos_q.shape[0]
+        q = self.rotate(self.heads(self.wq(x_TH), self.num_heads, rows), cos_q, sin_q)
+        k = self.rotate(self.heads(self.wk(x_TH), self.num_kv_heads, rows), cos_k, sin_k)
+        v = self.heads(self.wv(x_TH), self.num_kv_heads, rows)
+        keys, values = self.keys_values(k, v, slots)
+        return self.wo(self.flat(self.core(q, keys, values, mask), self.num_heads))

@@ -1,29 +1,30 @@
-"""What a model is made of: the plain Cells in fp32, or these, which compute in bf16 with Ascend's fused operators.
+"""What a model is made of: the plain Cells, or these, with Ascend's fused operators, which our CPU backend has too.
 
-The Cells here have the Parameters of those that they stand in for, under the same names. Statistics of norms, rotary
-embedding, softmax and logits are fp32; everything else has the compute type.
+The Cells here have the Parameters of those that they stand in for, under the same names. On Ascend they compute in
+bf16: statistics of norms, rotary embedding, softmax and logits are fp32, everything else has the compute type.
 Shape letters: B rows, S queries, K keys, T = B·S, N heads, M key/value heads, D head size, H hidden, V vocabulary.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import mindspore as ms
-import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
-from mindspore.ops.auto_generate import FlashAttentionScore, InplaceIndexAddExt, RmsNorm
+from mindspore.ops.auto_generate import FlashAttentionScore, RmsNorm, RotaryPositionEmbedding
 
 from r1parallel.config.model import ModelConfig
 from r1parallel.errors import UserError
-from r1parallel.models.attention import Attention, CachedAttention, Rotate
+from r1parallel.models.attention import Attention
+from r1parallel.models.cache import PromptAttention, TokenAttention
 from r1parallel.models.geometry import Geometry, PaddedRows, Positions
 from r1parallel.models.layers import Embedding, Linear, RMSNorm, TiedHead
+from r1parallel.parallel.device import has_fused_kernels
 
-_HEAD_SIZES = 16  # the fused attention takes multiples of this
+_HEAD_SIZES = 16  # on Ascend the fused attention takes multiples of this
 
 
 class CastLinear(Linear):
@@ -85,77 +86,76 @@ class FusedRMSNorm(nn.Cell):
         return self.cast(y_TH, x_TH.dtype)
 
 
-class WideRotate(Rotate):
-    """Rotary embedding in fp32 whose factors are the same for all heads; the result has the input's type."""
+class FusedRotate(nn.Cell):
+    """Rotary embedding as one operator."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.cast = ops.Cast()
+        self.rotate = RotaryPositionEmbedding()
 
-    def construct(self, x_BNSD: Tensor, cos_B1SD: Tensor, sin_B1SD: Tensor) -> Tensor:
-        left, right = self.split(self.cast(x_BNSD, ms.float32))
-        rotated_BNSD = self.join(
-            (
-                self.sub(self.mul(left, cos_B1SD), self.mul(right, sin_B1SD)),
-                self.add(self.mul(right, cos_B1SD), self.mul(left, sin_B1SD)),
-            )
-        )
-        return self.cast(rotated_BNSD, x_BNSD.dtype)
+    def construct(self, x_BSND: Tensor, cos_BS1D: Tensor, sin_BS1D: Tensor) -> Tensor:
+        return self.rotate(x_BSND, cos_BS1D, sin_BS1D, 0)
+
+
+class WideRotate(nn.Cell):
+    """The same of plain operators, in fp32; the result has the input's type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.split, self.join = ops.Split(-1, 2), ops.Concat(-1)
+        self.mul, self.add, self.negate, self.cast = ops.Mul(), ops.Add(), ops.Neg(), ops.Cast()
+
+    def construct(self, x_BSND: Tensor, cos_BS1D: Tensor, sin_BS1D: Tensor) -> Tensor:
+        wide_BSND = self.cast(x_BSND, ms.float32)
+        left, right = self.split(wide_BSND)
+        turned_BSND = self.join((self.negate(right), left))
+        rotated_BSND = self.add(self.mul(wide_BSND, cos_BS1D), self.mul(turned_BSND, sin_BS1D))
+        return self.cast(rotated_BSND, x_BSND.dtype)
 
 
 class FlashCore(nn.Cell):
     """Attention as one operator, which knows grouped heads: query head n reads key head n // (N / M).
 
+    Args:
+        config: sizes of the model.
+        sizes: head sizes are multiples of it.
+
     Raises:
         UserError: the operator does not take heads of this size.
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, sizes: int = 1):
         super().__init__()
-        if config.head_dim % _HEAD_SIZES:
+        if config.head_dim % sizes:
             raise UserError(
-                f"the model's head size is {config.head_dim}; FlashAttentionScore takes multiples of {_HEAD_SIZES} "
+                f"the model's head size is {config.head_dim}; FlashAttentionScore takes multiples of {sizes} "
                 "only: set context.compute_dtype to float32"
             )
         scale = 1.0 / math.sqrt(config.head_dim)
-        self.flash = FlashAttentionScore(config.num_heads, scale_value=scale, input_layout="BNSD")
+        self.flash = FlashAttentionScore(config.num_heads, scale_value=scale, input_layout="BSND")
 
-    def construct(self, q_BNSD: Tensor, k_BMKD: Tensor, v_BMKD: Tensor, hidden_B1SK: Tensor) -> Tensor:
-        """True in the mask hides a key; → [B, N, S, D]."""
-        return self.flash(q_BNSD, k_BMKD, v_BMKD, None, None, None, hidden_B1SK)[3]
+    def construct(self, q_BSND: Tensor, k_BKMD: Tensor, v_BKMD: Tensor, hidden_B1SK: Tensor) -> Tensor:
+        """True in the mask hides a key; → [B, S, N, D]."""
+        return self.flash(q_BSND, k_BKMD, v_BKMD, None, None, None, hidden_B1SK)[3]
 
 
 class FlashGeometry(Positions):
-    """Geometry for all heads at once, and a mask that says which keys are hidden.
-
-    A padding query sees its own key, where the plain mask hides all: what the fused operator makes of a query that sees
-    nothing is not documented to be finite. No real query ever sees a padding key, so no other number changes.
-    """
+    """Geometry for all heads at once, and a mask that says which keys are hidden."""
 
     def __init__(self, config: ModelConfig, num_keys: int, rows: Callable[[int], nn.Cell] = PaddedRows):
         super().__init__(config, num_keys, rows)
-        self.key_slots = Tensor(np.arange(num_keys, dtype=np.int32).reshape(1, 1, num_keys))
-        self.same, self.either, self.invert = ops.Equal(), ops.LogicalOr(), ops.LogicalNot()
+        self.join, self.invert = ops.Concat(-1), ops.LogicalNot()
 
-    def construct(self, slots_S: Tensor, starts_B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """As `Geometry`, but cos and sin [B, 1, S, D] and a bool mask [B, 1, S, K]."""
-        positions_BS, seen_BSK = self.rows(slots_S, starts_B)
+    def construct(self, slots: Tensor, where: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """As `Geometry`, but cos and sin [B, S, 1, D], each half the same, and a bool mask [B, 1, S, K]."""
+        positions_BS, seen_BSK = self.rows(slots, where)
         rows, queries = positions_BS.shape
-        cos_B1SD, sin_B1SD = self.angles(positions_BS)
-        own_1SK = self.same(self.key_slots, self.reshape(slots_S, (1, queries, 1)))
-        hidden_B1SK = self.reshape(self.invert(self.either(seen_BSK, own_1SK)), (rows, 1, queries, -1))
-        return cos_B1SD, sin_B1SD, cos_B1SD, sin_B1SD, hidden_B1SK
-
-
-class FusedCachedAttention(CachedAttention):
-    """The same over a cache in `dtype`. IndexAdd refuses bf16; the operator of `Tensor.index_add_` takes it."""
-
-    def __init__(self, config: ModelConfig, rows: int, num_keys: int, dtype: Any, linear: Callable[..., Linear]):
-        super().__init__(config, rows, num_keys, dtype, linear, WideRotate, FlashCore)
-        self.write = InplaceIndexAddExt()
-
-    def put(self, cache_BMKD: Parameter, slots_S: Tensor, x_BMSD: Tensor) -> Tensor:
-        return self.write(cache_BMKD, 2, slots_S, x_BMSD)
+        cos, sin = self.angles(positions_BS)
+        # Without stopping it the operator's gradient would also be asked for that of the angles.
+        cos_BS1D = self.reshape(ops.stop_gradient(self.join((cos, cos))), (rows, queries, 1, -1))
+        sin_BS1D = self.reshape(ops.stop_gradient(self.join((sin, sin))), (rows, queries, 1, -1))
+        hidden_B1SK = self.reshape(self.invert(seen_BSK), (rows, 1, queries, -1))
+        return cos_BS1D, sin_BS1D, cos_BS1D, sin_BS1D, hidden_B1SK
 
 
 @dataclass(frozen=True)
@@ -166,8 +166,9 @@ class Operators:
     embedding: Callable[[int, int], Embedding] = Embedding
     norm: Callable[[int, float], nn.Cell] = RMSNorm
     geometry: Callable[..., Positions] = Geometry
-    attention: Callable[[ModelConfig], Attention] = Attention
-    cached_attention: Callable[[ModelConfig, int, int], CachedAttention] = CachedAttention
+    attention: Callable[..., Attention] = Attention
+    token_attention: Callable[..., TokenAttention] = TokenAttention
+    prompt_attention: Callable[..., PromptAttention] = PromptAttention
     head: Callable[[int, int], Linear] = Linear
     tied_head: Callable[[], TiedHead] = TiedHead
 
@@ -175,33 +176,51 @@ class Operators:
 PLAIN = Operators()
 
 
+def _flash(rotate: Callable[[], nn.Cell], core: Callable[[ModelConfig], nn.Cell], transposed: bool) -> Operators:
+    made_of: dict[str, Any] = {"rotate": rotate, "core": core, "heads_first": False}
+    cached = made_of | {"transposed": transposed}
+    return Operators(
+        norm=FusedRMSNorm,
+        geometry=FlashGeometry,
+        attention=partial(Attention, **made_of),
+        token_attention=partial(TokenAttention, **cached),
+        prompt_attention=partial(PromptAttention, **cached),
+    )
+
+
+# In fp32. The backend's product of few rows wants weights as [out, in].
+FUSED = _flash(FusedRotate, FlashCore, transposed=False)
+
+
 def fused(dtype: Any, kept: Any) -> Operators:
-    """The Cells of this module, with operators that only Ascend has.
+    """The Cells of this module for Ascend.
 
     Args:
         dtype: what is computed in.
         kept: type of the projections' and the embedding's Parameters.
     """
     linear = partial(CastLinear, dtype=dtype, kept=kept)
-    return Operators(
+    flash = _flash(WideRotate, partial(FlashCore, sizes=_HEAD_SIZES), transposed=True)
+    return replace(
+        flash,
         linear=linear,
         embedding=partial(CastEmbedding, dtype=dtype, kept=kept),
-        norm=FusedRMSNorm,
-        geometry=FlashGeometry,
-        attention=partial(Attention, linear=linear, rotate=WideRotate, core=FlashCore),
-        cached_attention=partial(FusedCachedAttention, dtype=dtype, linear=linear),
+        attention=partial(flash.attention, linear=linear),
+        token_attention=partial(flash.token_attention, dtype=dtype, linear=linear),
+        prompt_attention=partial(flash.prompt_attention, dtype=dtype, linear=linear),
         head=partial(linear, wide=True),
         tied_head=partial(CastTiedHead, dtype),
     )
 
 
 def choose_operators(compute_dtype: str, trained: bool) -> Operators:
-    """What `context.compute_dtype` asks for.
+    """What `context.compute_dtype` asks for, on the device that was set up.
 
     Args:
-        compute_dtype: "float32": plain operators, which every device has; "bfloat16": those of this module.
+        compute_dtype: "float32": fused operators on a CPU with kernels for them, else plain ones, which every device
+            has; "bfloat16": fused ones for Ascend.
         trained: the optimizer works on the Parameters, so they stay fp32; else bfloat16 is their type too.
     """
     if compute_dtype == "float32":
-        return PLAIN
+        return FUSED if has_fused_kernels() else PLAIN
     return fused(ms.bfloat16, ms.float32 if trained else ms.bfloat16)

@@ -18,7 +18,8 @@ _MASKED = -1e9
 class PaddedRows(nn.Cell):
     """Rows of one prompt, pushed to the right of its half, and one completion. `starts_B` is the first token's slot.
 
-    `packing.py` has the other kind of rows.
+    A token sees the real ones that are not behind it. Padding before them sees itself, so that its numbers stay finite.
+    `packing.py` and `cache.py` have other kinds of rows.
 
     Args:
         num_keys: K, how many slots can be attended to.
@@ -28,20 +29,19 @@ class PaddedRows(nn.Cell):
         super().__init__()
         self.key_slots = Tensor(np.arange(num_keys, dtype=np.int32).reshape(1, 1, num_keys))
         self.sub, self.clip = ops.Sub(), ops.Maximum()
-        self.after, self.before, self.both = ops.GreaterEqual(), ops.LessEqual(), ops.LogicalAnd()
+        self.after, self.before, self.same = ops.GreaterEqual(), ops.LessEqual(), ops.Equal()
+        self.either, self.both = ops.LogicalOr(), ops.LogicalAnd()
         self.reshape = ops.Reshape()
 
     def construct(self, slots_S: Tensor, starts_B: Tensor) -> tuple[Tensor, Tensor]:
-        """slots_S int32, starts_B int32 → positions int32 [B, S]; whether a query sees a key, bool [B, S, K].
-
-        It does where the key is real, and not behind the query.
-        """
+        """slots_S int32, starts_B int32 → positions int32 [B, S]; whether a query sees a key, bool [B, S, K]."""
         rows, queries = starts_B.shape[0], slots_S.shape[0]
         starts_B1 = self.reshape(starts_B, (rows, 1))
         positions_BS = self.clip(self.sub(self.reshape(slots_S, (1, queries)), starts_B1), 0)
         started_B1K = self.after(self.key_slots, self.reshape(starts_B, (rows, 1, 1)))
-        causal_1SK = self.before(self.key_slots, self.reshape(slots_S, (1, queries, 1)))
-        return positions_BS, self.both(started_B1K, causal_1SK)
+        slots_1S1 = self.reshape(slots_S, (1, queries, 1))
+        seen_BSK = self.both(started_B1K, self.before(self.key_slots, slots_1S1))
+        return positions_BS, self.either(seen_BSK, self.same(self.key_slots, slots_1S1))
 
 
 class Positions(nn.Cell):
@@ -50,7 +50,7 @@ class Positions(nn.Cell):
     Args:
         config: sizes of the model: N heads, M key/value heads, G = N / M, head size 2D.
         num_keys: K, how many slots can be attended to.
-        rows: makes the Cell that knows how rows are filled, of K: (slots_S, what says it) → positions_BS, seen_BSK.
+        rows: makes the Cell that knows how rows are filled, of K: (slots, where) → positions_BS, seen_BSK.
     """
 
     def __init__(self, config: ModelConfig, num_keys: int, rows: Callable[[int], nn.Cell] = PaddedRows):
@@ -72,7 +72,7 @@ class Positions(nn.Cell):
 
 
 class Geometry(Positions):
-    """Slots of the queries and starts of the rows → rotary cosines and sines, and the mask.
+    """Where the queries stand → rotary cosines and sines, and the mask.
 
     All are tiled over the heads here, once for all layers; see layers.py for why no layer may broadcast them.
     """
@@ -84,12 +84,12 @@ class Geometry(Positions):
         self.seen, self.hide = ops.Sub(), ops.Mul()
         self.tile_heads, self.tile_mask = ops.Tile(), ops.Tile()
 
-    def construct(self, slots_S: Tensor, starts_B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """slots_S int32, starts_B int32 → cos and sin [B, N, S, D] for queries, [B, M, S, D] for keys, mask.
+    def construct(self, slots: Tensor, where: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """What the model was given → cos and sin [B, N, S, D] for queries, [B, M, S, D] for keys, mask.
 
-        The mask, [B, M, G·S, K], is added to the scores. Packed rows have their places in place of starts_B.
+        The mask, [B, M, G·S, K], is added to the scores.
         """
-        positions_BS, seen_BSK = self.rows(slots_S, starts_B)
+        positions_BS, seen_BSK = self.rows(slots, where)
         rows, queries = positions_BS.shape
         cos_B1SD, sin_B1SD = self.angles(positions_BS)
         mask_BSK = self.hide(self.seen(1.0, self.cast(seen_BSK, ms.float32)), _MASKED)

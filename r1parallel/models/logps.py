@@ -12,7 +12,7 @@ from mindspore import Tensor, nn, ops
 
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
 
-_CHUNK_ELEMENTS = 1 << 22  # logits that one chunk may hold
+_CHUNK_ELEMENTS = 12 << 20  # logits that one chunk may hold; products of fewer rows with so many weights are slower
 _MAX_CHUNKS = 8  # more of them make the graph longer and save little
 
 

@@ -62,6 +62,16 @@ def transposed_weights(model: nn.Cell) -> set[str]:
     return {cell.weight.name for _, cell in model.cells_and_names() if isinstance(cell, Linear) and cell.transposed}
 
 
+def same_parameters(one: nn.Cell, other: nn.Cell) -> bool:
+    """Whether two models keep the same Parameters: names, shapes, types, and weights turned alike."""
+
+    def kinds(model: nn.Cell) -> dict[str, tuple[object, ...]]:
+        turned = transposed_weights(model)
+        return {name: (tuple(p.shape), p.dtype, name in turned) for name, p in model_parameters(model).items()}
+
+    return kinds(one) == kinds(other)
+
+
 def share_parameters(source: nn.Cell, target: nn.Cell) -> None:
     """Let `target`, a model of the same sizes, hold the very Parameters of `source`: what one learns, the other has."""
     cells = dict(target.cells_and_names())
@@ -133,27 +143,31 @@ def set_slices(model: nn.Cell, values: Mapping[str, np.ndarray]) -> None:
         _set(parameters[name], value, name in transposed)
 
 
-def parameter_values(model: nn.Cell, layout: ModelLayout | None = None, rank: int = 0) -> dict[str, np.ndarray]:
-    """Copies of what this rank holds of a model, name → fp32 array, [out, in].
+def parameter_values(
+    model: nn.Cell, layout: ModelLayout | None = None, rank: int = 0, *, copy: bool = True
+) -> dict[str, np.ndarray]:
+    """What this rank holds of a model, name → fp32 array, [out, in].
 
     Args:
         model: compiled, unless the layout is for one rank.
         layout: of the model; None: not split, everything is held.
         rank: this process's in the job; see `load_slices`.
+        copy: False: arrays may show the live buffers, which the next step overwrites, and then take no memory.
     """
     transposed, values = transposed_weights(model), {}
     for name, parameter in model_parameters(model).items():
         if layout is None or region_of(name, layout, rank) is not None:
             value = parameter.asnumpy()
-            # asnumpy() shows the live buffer, which the next step overwrites: copy.
-            values[name] = (value.T if name in transposed else value).astype(np.float32, order="C")
+            values[name] = (value.T if name in transposed else value).astype(np.float32, order="C", copy=copy)
     return values
 
 
-def state_values(state: Mapping[str, ms.Parameter], layout: ModelLayout, rank: int) -> dict[str, np.ndarray]:
-    """Copies of what this rank holds of an optimizer's state, under the same names."""
-    own = {name: p for name, p in state.items() if region_of(name, layout, rank) is not None}
-    return {name: parameter.asnumpy().copy() for name, parameter in own.items()}
+def state_values(
+    state: Mapping[str, ms.Parameter], layout: ModelLayout, rank: int, *, copy: bool = True
+) -> dict[str, np.ndarray]:
+    """What this rank holds of an optimizer's state, under the same names; `copy` as in `parameter_values`."""
+    own = {name: p.asnumpy() for name, p in state.items() if region_of(name, layout, rank) is not None}
+    return {name: value.copy() for name, value in own.items()} if copy else own
 
 
 def random_values(config: ModelConfig, seed: int, scale: float = 0.02) -> dict[str, np.ndarray]:

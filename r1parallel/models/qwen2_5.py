@@ -1,11 +1,13 @@
 """Qwen2.5 as MindSpore Cells. No line here knows of ranks: `parallel/parallelize.py` splits the operators from outside.
 
+Every call says where its tokens stand, in two tensors, `slots` and `where`. What these hold depends on the rows that
+the model was made for: `PaddedRows` in geometry.py, `PackedRows` in packing.py, `TokenRows`, `PromptRows` in cache.py.
 Shape letters: B rows, S queries, K keys, T = B·S, H hidden, V vocabulary.
 """
 
 from collections.abc import Callable
 
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, lazy_inline, nn, ops
 
 from r1parallel.config.model import ModelConfig
 from r1parallel.models.attention import Attention
@@ -14,8 +16,12 @@ from r1parallel.models.layers import FeedForward
 
 
 class Block(nn.Cell):
-    """x + attention(norm(x)), then x + feed_forward(norm(x)). Its weights are kept as the attention keeps its own."""
+    """x + attention(norm(x)), then x + feed_forward(norm(x)). Its weights are kept as the attention keeps its own.
 
+    The compiler reads and types the first block of a model only and takes the others for copies of it.
+    """
+
+    @lazy_inline(attrs=[], policy="front")
     def __init__(self, config: ModelConfig, operators: Operators, attention: Attention):
         super().__init__()
         self.attention_norm = operators.norm(config.hidden_size, config.rms_norm_eps)
@@ -26,8 +32,8 @@ class Block(nn.Cell):
         )
         self.add_attention, self.add_feed_forward = ops.Add(), ops.Add()
 
-    def construct(self, x_TH: Tensor, geometry: tuple[Tensor, ...], slots_S: Tensor) -> Tensor:
-        x_TH = self.add_attention(x_TH, self.attention(self.attention_norm(x_TH), geometry, slots_S))
+    def construct(self, x_TH: Tensor, geometry: tuple[Tensor, ...], slots: Tensor) -> Tensor:
+        x_TH = self.add_attention(x_TH, self.attention(self.attention_norm(x_TH), geometry, slots))
         return self.add_feed_forward(x_TH, self.feed_forward(self.ffn_norm(x_TH)))
 
 
@@ -58,13 +64,13 @@ class Qwen2Model(nn.Cell):
         self.counts = counts
         self.geometries = nn.CellList([self.make_geometry(self.config, self.num_keys) for _ in counts])
 
-    def construct(self, tokens_BS: Tensor, slots_S: Tensor, starts_B: Tensor) -> Tensor:
-        """tokens_BS, slots_S, starts_B int32 → hidden_TH."""
+    def construct(self, tokens_BS: Tensor, slots: Tensor, where: Tensor) -> Tensor:
+        """tokens_BS, slots, where, all int32 → hidden_TH."""
         x_TH, first = self.tok_embeddings(self.reshape(tokens_BS, (-1,))), 0
         for run, count in enumerate(self.counts):
-            geometry = self.geometries[run](slots_S, starts_B)
+            geometry = self.geometries[run](slots, where)
             for i in range(first, first + count):
-                x_TH = self.layers[i](x_TH, geometry, slots_S)
+                x_TH = self.layers[i](x_TH, geometry, slots)
             first += count
         return self.norm_out(x_TH)
 
@@ -75,26 +81,27 @@ class Qwen2ForCausalLM(nn.Cell):
     Args:
         config: sizes of the model.
         num_keys: K, slots that can be attended to.
-        cache_rows: rows of the key/value cache; 0: no cache, a call attends to its own tokens (then S = K).
         operators: what it is made of.
+        make_attention: a block's attention; None: over the keys of the call itself.
     """
 
-    def __init__(self, config: ModelConfig, num_keys: int, cache_rows: int = 0, operators: Operators = PLAIN):
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_keys: int,
+        operators: Operators = PLAIN,
+        make_attention: Callable[[ModelConfig], Attention] | None = None,
+    ):
         super().__init__()
         self.config = config
-
-        def make_attention() -> Attention:
-            return (
-                operators.cached_attention(config, cache_rows, num_keys) if cache_rows else operators.attention(config)
-            )
-
-        self.model = Qwen2Model(config, num_keys, operators, make_attention)
+        make = make_attention or operators.attention
+        self.model = Qwen2Model(config, num_keys, operators, lambda: make(config))
         self.tied = config.tie_word_embeddings
         self.lm_head = operators.tied_head() if self.tied else operators.head(config.hidden_size, config.vocab_size)
 
-    def hidden(self, tokens_BS: Tensor, slots_S: Tensor, starts_B: Tensor) -> Tensor:
+    def hidden(self, tokens_BS: Tensor, slots: Tensor, where: Tensor) -> Tensor:
         """Hidden states, [T, H]."""
-        return self.model(tokens_BS, slots_S, starts_B)
+        return self.model(tokens_BS, slots, where)
 
     def logits(self, hidden_TH: Tensor) -> Tensor:
         """Logits of the given hidden states, [T, V]."""
@@ -102,6 +109,6 @@ class Qwen2ForCausalLM(nn.Cell):
             return self.lm_head(hidden_TH, self.model.tok_embeddings.embedding_weight)
         return self.lm_head(hidden_TH)
 
-    def construct(self, tokens_BS: Tensor, slots_S: Tensor, starts_B: Tensor) -> Tensor:
+    def construct(self, tokens_BS: Tensor, slots: Tensor, where: Tensor) -> Tensor:
         """Logits of every position, [T, V]."""
-        return self.logits(self.hidden(tokens_BS, slots_S, starts_B))
+        return self.logits(self.hidden(tokens_BS, slots, where))

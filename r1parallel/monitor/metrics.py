@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
-
 from r1parallel.monitor.json_lines import StepLines, read_records
 
 METRICS_FILE = "metrics.jsonl"
@@ -39,6 +37,8 @@ class MetricsWriter:
         self._lines = StepLines(run_dir / METRICS_FILE, resume_step)
         self._board = None
         if tensorboard_dir is not None:
+            from tensorboardX import SummaryWriter  # imports torch where there is one, which takes seconds
+
             purge_step = None if resume_step is None else resume_step + 1
             self._board = SummaryWriter(str(tensorboard_dir), purge_step=purge_step)
 

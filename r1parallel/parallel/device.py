@@ -37,7 +37,17 @@ def setup_device(config: ContextConfig) -> World:
         raise UserError(f"context.device_target {config.device_target}, device_id {device_id}: {first_line}") from None
     if config.save_graphs:
         ms.set_context(save_graphs=1, save_graphs_path=config.save_graphs_path)
-    return _join(config) if is_worker() else World()
+    world = _join(config) if is_worker() else World()
+    if config.device_target == "CPU":
+        _enable_fused(world)
+    return world
+
+
+def has_fused_kernels() -> bool:
+    """Whether the CPU, as it was set up, has kernels for Ascend's fused operators, in float32."""
+    from r1parallel.cpu_backend.enable import has_fused
+
+    return has_fused()
 
 
 def joined_world() -> World:
@@ -70,5 +80,13 @@ def _enable_cpu_backend(world: World) -> None:
     from r1parallel.cpu_backend.enable import enable
 
     missing = enable()
+    if missing and world.is_leader:
+        print(missing, flush=True)
+
+
+def _enable_fused(world: World) -> None:
+    from r1parallel.cpu_backend.enable import enable_fused
+
+    missing = enable_fused()
     if missing and world.is_leader:
         print(missing, flush=True)

@@ -26,9 +26,11 @@ _SCALAR: Strategy = ((),)
 UNSPLIT = ("Reshape", "Cast")
 
 _ALL_HEADS: Strategy = ((DP, None, None, None),)  # [B, 1, S, D] and [B, 1, S, K]
+_BEHIND: Strategy = ((DP, None, TP, None),)  # [B, S, heads, D]
+_BEHIND_ALL: Strategy = ((DP, None, None, None),)  # [B, S, 1, D]
 
 _ATTENTION: dict[str, Strategy] = {
-    "to_heads": ((DP, None, TP, None),),
+    "to_heads": _BEHIND,
     "from_heads": _HEADS,
 }
 _ANGLES: dict[str, Strategy] = {
@@ -53,12 +55,13 @@ OPERATORS: dict[str, dict[str, Strategy]] = {
     },
     "FeedForward": {"silu": _INNER, "gate": _INNER * 2},
     "Rotate": {"split": _HEADS, "mul": _HEADS * 2, "sub": _HEADS * 2, "add": _HEADS * 2, "join": _HEADS * 2},
+    "FusedRotate": {"rotate": _BEHIND + _BEHIND_ALL * 2},
     "WideRotate": {
-        "split": _HEADS,
-        "mul": _HEADS + _ALL_HEADS,
-        "sub": _HEADS * 2,
-        "add": _HEADS * 2,
-        "join": _HEADS * 2,
+        "split": _BEHIND,
+        "mul": _BEHIND + _BEHIND_ALL,
+        "add": _BEHIND * 2,
+        "negate": _BEHIND,
+        "join": _BEHIND * 2,
     },
     "SoftmaxCore": {
         "scale": _HEADS + _SCALAR,
@@ -67,18 +70,27 @@ OPERATORS: dict[str, dict[str, Strategy]] = {
         "softmax": _HEADS,
         "weighted_sum": _HEADS * 2,
     },
-    "FlashCore": {"flash": _HEADS * 3 + _ALL_HEADS},
+    "FlashCore": {"flash": _BEHIND * 3 + _ALL_HEADS},
     "FusedRMSNorm": {"norm": (*_ROWS, (None,))},
     "Attention": _ATTENTION,
-    # The write is laid out in generation/engine.py.
-    "CachedAttention": _ATTENTION | {"pad": _HEADS, "fill": _HEADS * 2},
+    # What writes to the cache is laid out in generation/programs.py.
+    "Cache": {"part": _WHOLE},
     "Block": {"add_attention": _ROWS * 2, "add_feed_forward": _ROWS * 2},
     "PaddedRows": {
         "sub": ((None, None), (DP, None)),
         "clip": ((DP, None), ()),
-        "after": ((None, None, None), (DP, None, None)),
-        "before": ((None, None, None), (None, None, None)),
-        "both": ((DP, None, None), (None, None, None)),
+        "after": _REPLICATED_3 + _MASK,
+        "before": _REPLICATED_3 * 2,
+        "same": _REPLICATED_3 * 2,
+        "both": _MASK + _REPLICATED_3,
+        "either": _MASK + _REPLICATED_3,
+    },
+    "TokenRows": {"until": _REPLICATED_3 + _MASK},
+    "PromptRows": {
+        "before": _REPLICATED_3 * 2,
+        "inside": _REPLICATED_3 + _MASK,
+        "both": _MASK + _REPLICATED_3,
+        "tile": _WHOLE,
     },
     "PackedRows": {
         "part": _WHOLE,
@@ -87,7 +99,7 @@ OPERATORS: dict[str, dict[str, Strategy]] = {
         "tile_causal": _MASK,
         "own": _MASK * 2,
         "of_parent": _MASK * 2,
-        "before": ((None, None, None), (None, None, None)),
+        "before": _REPLICATED_3 * 2,
         "either": _MASK * 2,
         "both": _MASK * 2,
     },
@@ -100,9 +112,8 @@ OPERATORS: dict[str, dict[str, Strategy]] = {
     },
     "FlashGeometry": _ANGLES
     | {
-        "same": ((None, None, None), (None, None, None)),
-        "either": ((DP, None, None), (None, None, None)),
-        "invert": ((DP, None, None),),
+        "join": _ALL_HEADS * 2,
+        "invert": _MASK,
     },
     # What they join has an entry of its own in `strategies`.
     "CompletionLogps": {
@@ -190,11 +201,11 @@ OPERATORS: dict[str, dict[str, Strategy]] = {
     },
     "Placed": {"place": REPLICATED * 2},
     # A token is drawn from the whole vocabulary, by every tp rank alike.
-    "NextToken": {"last": ((DP, None, None),)},
+    "FillCache": {"done": ((None,), ())},
     "Sampler": {
         "divide": _WHOLE + _SCALAR,
         "times": _WHOLE + _SCALAR,
-        "hold_back": (*_WHOLE, (None,)),
+        "hold_back": _WHOLE * 2,
         "greater": _WHOLE + _SCALAR,
         "greater_equal": _WHOLE + _SCALAR,
         "select": _WHOLE * 3,
@@ -205,15 +216,23 @@ OPERATORS: dict[str, dict[str, Strategy]] = {
         "less_equal": _WHOLE * 2,
         "fill": _WHOLE * 2 + _SCALAR,
         "softmax": _WHOLE,
-        "log_softmax": _WHOLE,
         "cumulative": _WHOLE,
         "sub": _WHOLE * 2,
         "min": _WHOLE,
         "sum": _WHOLE,
+        "max": _WHOLE,
+        "best": _WHOLE,
         "scale": _WHOLE * 2,
-        "at_most": _WHOLE + _SCALAR,
-        "argmax": _WHOLE,
+        "at_most": _WHOLE * 2,
+        "first_of": _WHOLE + _SCALAR,
+        "place": _WHOLE + REPLICATED,
+        "inside": _WHOLE * 2,
         "pick": _WHOLE * 2,
+        "mean": _WHOLE,
+        "part": _WHOLE * 2,
+        "log": _WHOLE,
+        "less_log": _WHOLE + _SCALAR,
+        "add": _WHOLE * 2,
         "join": _WHOLE * 2,
     },
     "TiedHead": {"matmul": ((DP, None), (TP, None))},

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from r1parallel.errors import UserError, run_command
 from r1parallel.parallel.failures import SETTLE_S, Failures
+from r1parallel.parallel.graph_cache import begin_single_run
 from r1parallel.parallel.msrun import die_with_parent
 from r1parallel.parallel.notes import FOLDER, job_notes, new_note
 from r1parallel.parallel.world import is_scheduler, is_worker, launched_world_size
@@ -29,6 +30,7 @@ def run_worker(main: Callable[[Sequence[str]], None]) -> None:
     succeeds waits for the others, for who leaves first may break another's last exchange.
     """
     if not (is_worker() or is_scheduler()):
+        begin_single_run()
         run_command(main)
         return
     os.environ.setdefault("MS_NODE_TIMEOUT", _NODE_TIMEOUT_S)

@@ -16,13 +16,13 @@ from r1parallel.errors import UserError
 from r1parallel.models.parameters import load_state, parameter_values, state_values
 from r1parallel.monitor.memory import host_memory_used_fraction
 from r1parallel.monitor.phases import PhaseTimer
-from r1parallel.monitor.report import write_report
 from r1parallel.parallel.collectives import all_gather
 from r1parallel.parallel.device import setup_device
+from r1parallel.parallel.graph_cache import GraphCache, keep_graphs
 from r1parallel.parallel.strategy import write_model_strategies
 from r1parallel.rewards import check_reward_names
 from r1parallel.rl.trainer import StepResult, Trainer
-from r1parallel.training.inputs import fingerprint, load_inputs
+from r1parallel.training.inputs import fingerprint, graph_parts, load_inputs
 from r1parallel.training.run_folder import RunFolder, check_steps_left
 
 
@@ -36,6 +36,7 @@ def run_grpo(config: RunConfig) -> Path:
     check_reward_names(config.reward_config.verifier_function)
     inputs = load_inputs(actor.model_config, settings.tokenizer_dir, settings.dataset_file)
     world = setup_device(config.context)
+    graphs = keep_graphs(config.context, world, ["grpo", *graph_parts(config, inputs)])
     ms.set_seed(settings.seed)
     trainer = Trainer(config, inputs.model, inputs.rows, inputs.tokenizer, world)
     folder = _run_folder(config, trainer)
@@ -44,12 +45,14 @@ def run_grpo(config: RunConfig) -> Path:
     folder.open()
     if world.is_leader:
         _write_strategies(config, trainer)
-    _train(config, trainer, folder)
-    shards = Shards(trainer.actor.layout, trainer.actor.values())
+    _train(config, trainer, folder, graphs)
+    shards = Shards(trainer.actor.layout, trainer.actor.values(copy=False))
     tokenizer = settings.tokenizer_dir
     model_dir = save_model_ranks(folder.model, shards, tokenizer, inputs.tokenizer.stop_ids, world)
     folder.close()
     if config.monitor_config.report and world.is_leader:
+        from r1parallel.monitor.report import write_report  # brings matplotlib: not before the first step
+
         print(f"report: {write_report(folder.path, f'GRPO of {settings.model_name}')}", flush=True)
     return model_dir
 
@@ -101,7 +104,7 @@ def _run_folder(config: RunConfig, trainer: Trainer) -> RunFolder:
     )
 
 
-def _train(config: RunConfig, trainer: Trainer, folder: RunFolder) -> None:
+def _train(config: RunConfig, trainer: Trainer, folder: RunFolder, graphs: GraphCache | None) -> None:
     settings, monitor, timer = config.rl_config, config.monitor_config, PhaseTimer()
     bar = tqdm(
         total=trainer.total,
@@ -114,6 +117,8 @@ def _train(config: RunConfig, trainer: Trainer, folder: RunFolder) -> None:
         step = number + 1
         with timer.phase("step"):
             result = trainer.run_step(number, timer, monitor.progress_bar and trainer.world.is_leader)
+        if graphs is not None:
+            graphs.complete()
         # Metrics first: a kill in between costs no line, because resuming cuts off what is newer than the checkpoint.
         _log(config, folder, step, result, timer.collect())
         # The fullest host decides for all: every rank must take the same way.
@@ -135,14 +140,14 @@ def _train(config: RunConfig, trainer: Trainer, folder: RunFolder) -> None:
 
 
 def _snapshot(trainer: Trainer) -> tuple[dict[str, Shards], dict[str, float]]:
-    """This rank's slices of everything that a run goes on from, and the counters."""
+    """This rank's slices of everything that a run goes on from, as they are until the next step, and the counters."""
     layout, rank = trainer.actor.layout, trainer.world.rank
     groups = {
-        "actor": Shards(layout, trainer.actor.values()),
-        "optimizer": Shards(layout, state_values(trainer.train.optimizer.state(), layout, rank)),
+        "actor": Shards(layout, trainer.actor.values(copy=False)),
+        "optimizer": Shards(layout, state_values(trainer.train.optimizer.state(), layout, rank, copy=False)),
     }
     if trainer.reference is not None:
-        values = parameter_values(trainer.reference.model, trainer.reference.layout, rank)
+        values = parameter_values(trainer.reference.model, trainer.reference.layout, rank, copy=False)
         groups["reference"] = Shards(trainer.reference.layout, values)
     return groups, {"updates": trainer.train.updates, "beta": trainer.beta.value}
 

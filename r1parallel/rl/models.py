@@ -9,10 +9,17 @@ from mindspore import Tensor, nn
 from r1parallel.config import RunConfig
 from r1parallel.config.layouts import check_sequence_parallel
 from r1parallel.config.model import ModelConfig
+from r1parallel.generation.engine import RolloutEngine
 from r1parallel.models.fused import choose_operators
 from r1parallel.models.logps import CompletionLogps, PackedLogps
 from r1parallel.models.packing import packed
-from r1parallel.models.parameters import parameter_values, set_slices, share_parameters, unallocated
+from r1parallel.models.parameters import (
+    parameter_values,
+    same_parameters,
+    set_slices,
+    share_parameters,
+    unallocated,
+)
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
 from r1parallel.parallel.layout import ModelLayout
 from r1parallel.parallel.model_layout import model_layout
@@ -68,9 +75,9 @@ class Actor:
         if self._tied is not None:
             self._tied.refresh()
 
-    def values(self) -> dict[str, np.ndarray]:
-        """Copies of this rank's slices."""
-        return parameter_values(self.model, self.layout, self._world.rank)
+    def values(self, *, copy: bool = True) -> dict[str, np.ndarray]:
+        """This rank's slices; `copy` as in `parameter_values`."""
+        return parameter_values(self.model, self.layout, self._world.rank, copy=copy)
 
 
 class TiedCopy:
@@ -163,7 +170,15 @@ class WeightSync:
         Raises:
             RuntimeError: what arrived differs from what the actor holds.
         """
-        values = self._actor.values()
+        values = self._actor.values(copy=False)
         arrived = reshard(self._plan, self._world.rank, values, self._transport)
         verify_reshard(self._actor.layout, self._layout, self._world, values, arrived)
         set_slices(self._model, arrived)
+
+
+def to_generator(actor: Actor, engine: RolloutEngine, layout: ModelLayout, world: World) -> WeightSync | None:
+    """How the generator gets new weights; None: on one rank, where both keep them alike, it holds the actor's own."""
+    if world.size == 1 and same_parameters(actor.model, engine.model):
+        engine.share(actor.model)
+        return None
+    return WeightSync(actor, engine.model, layout, world)

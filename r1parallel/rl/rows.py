@@ -60,11 +60,13 @@ class RowShape:
         prompt: P.
         completion: C.
         pack_length: tokens of a packed row, at least P + C; 0: one completion in a row.
+        group: completions of a prompt, which stands once in a packed row for all of them that are in it.
     """
 
     prompt: int
     completion: int
     pack_length: int = 0
+    group: int = 1
 
     @property
     def length(self) -> int:
@@ -73,10 +75,11 @@ class RowShape:
 
     @property
     def targets(self) -> int:
-        """K: C, or the share of a packed row that completions have in a full one."""
+        """K: C, or the share of a packed row that completions have in one of full length, with their prompt."""
         if not self.pack_length:
             return self.completion
-        return -(-self.pack_length * self.completion // (self.prompt + self.completion))
+        together = max(1, min(self.group, (self.pack_length - self.prompt) // self.completion)) * self.completion
+        return -(-self.pack_length * together // (self.prompt + together))
 
     @property
     def places(self) -> tuple[int, ...]:
@@ -109,57 +112,94 @@ def _padded(shape: RowShape, experience: Experience, samples: np.ndarray, multip
 
 
 def _packed(shape: RowShape, experience: Experience, samples: np.ndarray, multiple: int) -> GraphRows:
-    """Prompt and completion, one behind the other, so many as a row holds."""
-    prompts = shape.prompt - experience.starts[samples]
-    completions = experience.lengths[samples]
-    bins = first_fit(prompts, completions, shape.length, shape.targets)
-    rows = -(-len(bins) // multiple) * multiple
-    tokens = np.zeros((rows, shape.length), np.int32)
-    whole, wanted = (rows, shape.length), (rows, shape.targets)
-    positions, segments = np.zeros(whole, np.int32), np.full(whole, _PADDING, np.int32)
-    sources, targets = np.zeros(wanted, np.int32), np.zeros(wanted, np.int32)
-    sample, token = np.full(wanted, -1), np.zeros(wanted, np.int64)
+    """Prompts with their completions one behind the other, so many as a row holds; each prompt once in a row."""
+    begin = experience.starts[samples]
+    prompts = [tuple(experience.tokens[n, start : shape.prompt]) for n, start in zip(samples, begin, strict=True)]
+    bins = first_fit(prompts, experience.lengths[samples], shape.length, shape.targets)
+    packed = _PackedRows(shape, -(-len(bins) // multiple) * multiple)
     for row, members in enumerate(bins):
-        slot, target = 0, 0
-        for segment, member in enumerate(members):
-            name, prompt, completion = samples[member], prompts[member], completions[member]
-            here, there = slice(slot, slot + prompt + completion), slice(target, target + completion)
-            start = experience.starts[name]
-            tokens[row, here] = experience.tokens[name, start : shape.prompt + completion]
-            positions[row, here] = np.arange(prompt + completion)
-            segments[row, here] = segment
-            # The state at slot i predicts the token at slot i + 1.
-            sources[row, there] = slot + prompt - 1 + np.arange(completion)
-            targets[row, there] = tokens[row, slot + prompt : here.stop]
-            sample[row, there], token[row, there] = name, np.arange(completion)
-            slot, target = here.stop, there.stop
-    places = Places(positions, segments, segments, sources, targets)
-    return GraphRows(tokens, places.joined(), sample, token)
+        for prompt in dict.fromkeys(prompts[member] for member in members):
+            named = [samples[member] for member in members if prompts[member] == prompt]
+            texts = [experience.tokens[n, shape.prompt : shape.prompt + experience.lengths[n]] for n in named]
+            packed.add(row, prompt, named, texts)
+    return packed.done()
 
 
-def first_fit(prompts: Sequence[int], completions: Sequence[int], length: int, targets: int) -> list[list[int]]:
-    """Which completions share a row: longest first, each into the first row with room (Johnson 1973).
+class _PackedRows:
+    """Rows that are being filled. The letter T is S here, as in `models/packing.py`."""
+
+    def __init__(self, shape: RowShape, rows: int):
+        whole, wanted = (rows, shape.length), (rows, shape.targets)
+        self.tokens, self.positions = np.zeros(whole, np.int32), np.zeros(whole, np.int32)
+        self.segments, self.parents = np.full(whole, _PADDING, np.int32), np.full(whole, _PADDING, np.int32)
+        self.sources, self.targets = np.zeros(wanted, np.int32), np.zeros(wanted, np.int32)
+        self.sample, self.token = np.full(wanted, -1), np.zeros(wanted, np.int64)
+        self.slots, self.filled = np.zeros(rows, np.int64), np.zeros(rows, np.int64)  # slots and targets in use
+        self.texts = np.zeros(rows, np.int32)
+
+    def add(self, row: int, prompt: Sequence[int], names: Sequence[int], completions: Sequence[np.ndarray]) -> None:
+        """A prompt and the completions of it that `names` names."""
+        parent = self._segment(row, prompt, 0, None)
+        last = int(self.slots[row]) - 1
+        for name, completion in zip(names, completions, strict=True):
+            size, slot = len(completion), int(self.slots[row])
+            self._segment(row, completion, len(prompt), parent)
+            there = slice(self.filled[row], self.filled[row] + size)
+            # The state before a token predicts it; before the first one that is the prompt's last.
+            self.sources[row, there] = np.concatenate([[last], slot + np.arange(size - 1)])
+            self.targets[row, there] = completion
+            self.sample[row, there], self.token[row, there] = name, np.arange(size)
+            self.filled[row] += size
+
+    def _segment(self, row: int, text: Sequence[int] | np.ndarray, position: int, parent: int | None) -> int:
+        """A text whose first token has this position; → its number in the row."""
+        number, here = int(self.texts[row]), slice(self.slots[row], self.slots[row] + len(text))
+        self.tokens[row, here], self.positions[row, here] = text, position + np.arange(len(text))
+        self.segments[row, here], self.parents[row, here] = number, number if parent is None else parent
+        self.slots[row] += len(text)
+        self.texts[row] += 1
+        return number
+
+    def done(self) -> GraphRows:
+        places = Places(self.positions, self.segments, self.parents, self.sources, self.targets)
+        return GraphRows(self.tokens, places.joined(), self.sample, self.token)
+
+
+def first_fit(
+    prompts: Sequence[Sequence[int]], completions: Sequence[int], length: int, targets: int
+) -> list[list[int]]:
+    """Which completions share a row: longest first (Johnson 1973), each into the first row with room.
+
+    Completions of one prompt follow each other, and a row that holds their prompt already is tried first: in it only
+    the completion takes room.
 
     Args:
-        prompts: tokens of each prompt.
-        completions: tokens of each completion.
+        prompts: the prompt of each completion.
+        completions: tokens of each.
         length: tokens that a row holds.
         targets: tokens of completions that a row holds.
 
     Returns:
         The members of each row, in the order given.
     """
-    sizes = np.asarray(prompts) + np.asarray(completions)
+    sizes = {prompt: len(prompt) for prompt in prompts}
+    for prompt, completion in zip(prompts, completions, strict=True):
+        sizes[prompt] += int(completion)
+    number = {prompt: i for i, prompt in enumerate(sizes)}
+    order = sorted(range(len(prompts)), key=lambda i: (-sizes[prompts[i]], number[prompts[i]], -int(completions[i]), i))
     rows: list[list[int]] = []
     room: list[tuple[int, int]] = []
-    for member in np.argsort(-sizes, kind="stable"):
-        size, wanted = int(sizes[member]), int(completions[member])
-        assert size <= length and wanted <= targets, (size, wanted)
-        fitting = (row for row, (free, open_) in enumerate(room) if size <= free and wanted <= open_)
-        row = next(fitting, len(rows))
+    for member in order:
+        prompt, wanted = prompts[member], int(completions[member])
+        assert len(prompt) + wanted <= length and wanted <= targets, (len(prompt), wanted)
+        holding = [row for row, members in enumerate(rows) if any(prompts[i] == prompt for i in members)]
+        tried = [(row, wanted) for row in holding]
+        tried += [(row, len(prompt) + wanted) for row in range(len(rows)) if row not in holding]
+        fitting = ((row, size) for row, size in tried if size <= room[row][0] and wanted <= room[row][1])
+        row, size = next(fitting, (len(rows), len(prompt) + wanted))
         if row == len(rows):
             rows.append([])
             room.append((length, targets))
-        rows[row].append(int(member))
+        rows[row].append(member)
         room[row] = (room[row][0] - size, room[row][1] - wanted)
     return [sorted(members) for members in rows]

@@ -23,7 +23,7 @@ from r1parallel.rl.correction import check_gap, rollout_gap
 from r1parallel.rl.experience import Experience, collect, judge
 from r1parallel.rl.kl import Beta
 from r1parallel.rl.metrics import completion_kl, experience_metrics, reward_metrics, update_metrics
-from r1parallel.rl.models import Actor, Reference, WeightSync
+from r1parallel.rl.models import Actor, Reference, WeightSync, to_generator
 from r1parallel.rl.rollout import Draw, Rollout
 from r1parallel.rl.rows import RowShape
 from r1parallel.rl.update import Batch, TokenStatistics, run_update, update_batches
@@ -64,7 +64,7 @@ class Trainer:
         self.actor = Actor(config, model_config, self.shape, updates, world)
         self.train, self._only_one = self.actor.train, updates == 1
         self.reference = Reference(config, model_config, self.shape, world) if settings.beta > 0 else None
-        self._to_generator = WeightSync(self.actor, engine.model, self.generator_layout, world)
+        self._to_generator = to_generator(self.actor, engine, self.generator_layout, world)
         self._to_reference = None
         if self.reference is not None and config.ref_config.sync_ref_model:
             self._to_reference = WeightSync(self.actor, self.reference.model, self.reference.layout, world)
@@ -83,6 +83,7 @@ class Trainer:
             self.generator_layout.mesh,
             self.world,
             choose_operators(self.config.context.compute_dtype, trained=False),
+            self.config.rl_config.num_generations,
         )
 
     def load(self, actor: TensorSource, reference: TensorSource | None) -> None:
@@ -90,7 +91,8 @@ class Trainer:
         load_slices(self.actor.model, actor, self.actor.layout, self.world.rank)
         if self.reference is not None:
             load_slices(self.reference.model, reference or actor, self.reference.layout, self.world.rank)
-        self._to_generator()
+        if self._to_generator is not None:
+            self._to_generator()
 
     def run_step(self, number: int, timer: PhaseTimer, progress: bool) -> StepResult:
         """Step `number` (from 0): rollout, rewards, log-probs, updates, new weights for the generator."""
@@ -109,14 +111,22 @@ class Trainer:
         with timer.phase("update"):
             statistics = self._update(number, experience, batches)
         with timer.phase("sync"):
-            self._to_generator()
+            if self._to_generator is not None:
+                self._to_generator()
             if self._to_reference is not None and (number + 1) % self.config.ref_config.ref_model_sync_steps == 0:
                 self._to_reference()
         metrics |= update_metrics(statistics, settings) | experience_metrics(experience, settings)
         if self.reference is not None:
             metrics["beta"] = self.beta.value
             self.beta.move(completion_kl(experience, settings), len(experience.lengths))
+        metrics["graphs"] = float(self.graphs)
         return StepResult(metrics, experience, draw)
+
+    @property
+    def graphs(self) -> int:
+        """Graphs that were compiled so far."""
+        forward = [self.actor.old_logps, self.reference.logps if self.reference is not None else None]
+        return self.engine.graphs + self.train.graphs + sum(len(cell.compile_cache) for cell in forward if cell)
 
     def _collect(self, draw: Draw) -> Experience:
         settings, prompt_slots = self.config.rl_config, self.shape.prompt
@@ -198,4 +208,4 @@ def row_shape(config: RunConfig, rows: Rows) -> RowShape:
             f"rl_config.pack_length is {length}, less than the longest prompt {longest} + "
             f"generate_config.sampling_config.max_tokens {completion} = {needed}; raise it"
         )
-    return RowShape(longest, completion, length)
+    return RowShape(longest, completion, length, settings.num_generations)

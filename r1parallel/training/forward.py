@@ -7,9 +7,9 @@ from mindspore import Tensor, nn
 
 from r1parallel.models.logps import CompletionLogps
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
+from r1parallel.parallel.compiling import compiling
 from r1parallel.parallel.layout import ModelLayout
 from r1parallel.parallel.program import on_mesh
-from r1parallel.parallel.waiting import waiting
 from r1parallel.parallel.world import World
 
 
@@ -32,7 +32,7 @@ def compiled_forward(
     """
     logps.set_train(False)
     spread = on_mesh(logps, layout, world, sequence_parallel)
-    with waiting("compilation of a forward graph"):
+    with compiling("the graph of log-probs", world):
         spread.compile(*(Tensor(x) for x in examples))
     return spread
 

@@ -1,12 +1,14 @@
 """What every training run starts from: sizes, tokenizer and rows that belong together."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
+from r1parallel.config import RunConfig
 from r1parallel.config.model import ModelConfig, load_model_config
 from r1parallel.data.mindrecord import Rows, read_mindrecord
 from r1parallel.data.tokenizer import Tokenizer, check_tokenizer, load_tokenizer
 from r1parallel.errors import UserError
+from r1parallel.parallel.device import has_fused_kernels
 
 
 @dataclass
@@ -43,6 +45,15 @@ def load_rows(dataset_file: str, model: ModelConfig) -> Rows:
             "was it prepared with this model's tokenizer?"
         )
     return rows
+
+
+def graph_parts(config: RunConfig, inputs: Inputs) -> list[object]:
+    """What decides the graphs of a run, and more: one key too many costs a compilation, one too few spoils the run."""
+    settings = asdict(config)
+    for section in ("rl_config", "sft_config"):
+        for key in ("output_dir", "resume_training"):
+            del settings[section][key]
+    return [settings, inputs.model, fingerprint(inputs.rows), has_fused_kernels()]
 
 
 def fingerprint(rows: Rows) -> str:

@@ -1,18 +1,75 @@
 """Optimizers on gradients that were added up before: the norm first, so that bad numbers stop the run.
 
 These graphs see one rank's slices only. An update is made element by element, so no rank needs another's; only the norm
-is a sum over ranks, and `step.py` takes it.
+is a sum over ranks, and `step.py` takes it. Loops over parameters are HyperMaps: one that is written out in `construct`
+takes ten times as long to compile.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore.common.initializer import initializer
+from mindspore.ops.operations.inner_ops import FusedCastAdamWeightDecay
 
 from r1parallel.config.schema import OptimizerConfig
+from r1parallel.parallel.device import has_fused_kernels
+from r1parallel.training.sums import clear, square_sum
 
 _MOMENTUM = 0.9
+
+_adamw = ops.MultitypeFuncGraph("adamw")
+_adamw_at_once = ops.MultitypeFuncGraph("adamw_at_once")
+_momentum = ops.MultitypeFuncGraph("momentum")
+
+
+@_adamw.register("Function", *["Number"] * 2, *["Tensor"] * 5, "Number", *["Tensor"] * 4)
+def _adamw_of_one(
+    adam: Any,
+    beta1: Any,
+    beta2: Any,
+    scale: Any,
+    lr: Any,
+    beta1_power: Any,
+    beta2_power: Any,
+    eps: Any,
+    decay: Any,
+    parameter: Any,
+    total: Any,
+    first: Any,
+    second: Any,
+) -> Any:
+    if decay > 0.0:
+        ops.assign(parameter, parameter * (1.0 - lr * decay))
+    adam(parameter, first, second, beta1_power, beta2_power, lr, beta1, beta2, eps, total * scale)
+    return clear(total)
+
+
+@_adamw_at_once.register("Function", *["Number"] * 2, *["Tensor"] * 4, "Number", *["Tensor"] * 4)
+def _adamw_at_once_of_one(
+    adam: Any,
+    beta1: Any,
+    beta2: Any,
+    divisor: Any,
+    lr: Any,
+    per_lr: Any,
+    eps: Any,
+    decay: Any,
+    parameter: Any,
+    total: Any,
+    first: Any,
+    second: Any,
+) -> Any:
+    adam(parameter, first, second, lr, beta1, beta2, eps, decay * per_lr, total, divisor)
+    return clear(total)
+
+
+@_momentum.register(*["Tensor"] * 5)
+def _momentum_of_one(scale: Any, lr: Any, parameter: Any, total: Any, velocity: Any) -> Any:
+    ops.assign(velocity, velocity * _MOMENTUM + total * scale)
+    ops.assign(parameter, parameter - velocity * lr)
+    return clear(total)
 
 
 def decays(name: str) -> bool:
@@ -25,14 +82,10 @@ class SquaredNorms(nn.Cell):
 
     def __init__(self, sums: ParameterTuple):
         super().__init__(auto_prefix=False)
-        self.sums = sums
-        self.square, self.sum, self.stack = ops.Square(), ops.ReduceSum(), ops.Stack()
+        self.sums, self.each, self.stack = sums, ops.HyperMap(), ops.Stack()
 
     def construct(self) -> Tensor:
-        squares: tuple[Tensor, ...] = ()
-        for gradient in self.sums:
-            squares = (*squares, self.sum(self.square(gradient)))
-        return self.stack(squares)
+        return self.stack(self.each(square_sum, self.sums))
 
 
 class AdamW(nn.Cell):
@@ -40,6 +93,8 @@ class AdamW(nn.Cell):
 
     p ← p·(1 − lr·decay);  m, v ← moments;  p ← p − lr·(m / (1 − β1ᵗ)) / (√(v / (1 − β2ᵗ)) + eps).
     MindSpore's Adam operator adds eps before the bias correction of v; passing eps·√(1 − β2ᵗ) makes both the same.
+    Where the CPU has kernels, scaling and decay are a part of the operator, which corrects no bias itself: it is given
+    lr·√(1 − β2ᵗ) / (1 − β1ᵗ), and a decay that times this is lr·decay.
 
     Args:
         parameters: what is trained.
@@ -56,30 +111,21 @@ class AdamW(nn.Cell):
         self.moments = {p.name: p for p in (*self.first_moments, *self.second_moments)}
         self.beta1, self.beta2 = config.adam_beta1, config.adam_beta2
         self.decay = tuple(config.weight_decay if decays(p.name) else 0.0 for p in parameters)
-        self.count = len(parameters)
-        self.adam = ops.Adam()
-        self.assign, self.mul = ops.Assign(), ops.Mul()
+        self.at_once = has_fused_kernels()
+        self.adam = FusedCastAdamWeightDecay() if self.at_once else ops.Adam()
+        self.each, self.partial = ops.HyperMap(), ops.Partial()
 
     def construct(self, scale: Tensor, lr: Tensor, beta1_power: Tensor, beta2_power: Tensor, eps: Tensor) -> Tensor:
         """All arguments fp32 scalars; `scale` multiplies the sums (gradient clipping), `eps` is bias-corrected."""
-        for i in range(self.count):
-            parameter, total = self.parameters[i], self.sums[i]
-            if self.decay[i] > 0.0:
-                self.assign(parameter, self.mul(parameter, 1.0 - lr * self.decay[i]))
-            self.adam(
-                parameter,
-                self.first_moments[i],
-                self.second_moments[i],
-                beta1_power,
-                beta2_power,
-                lr,
-                self.beta1,
-                self.beta2,
-                eps,
-                self.mul(total, scale),
+        if self.at_once:
+            ratio = ops.sqrt(1.0 - beta2_power) / (1.0 - beta1_power)
+            update = self.partial(
+                _adamw_at_once, self.adam, self.beta1, self.beta2, 1.0 / scale, lr * ratio, 1.0 / ratio, eps
             )
-            self.assign(total, ops.zeros_like(total))
-        return lr
+        else:
+            update = self.partial(_adamw, self.adam, self.beta1, self.beta2, scale, lr, beta1_power, beta2_power, eps)
+        done = self.each(update, self.decay, self.parameters, self.sums, self.first_moments, self.second_moments)
+        return ops.depend(lr, done)
 
     def state(self) -> dict[str, Parameter]:
         """Name → Parameter of the moments."""
@@ -99,18 +145,12 @@ class Momentum(nn.Cell):
         self.parameters, self.sums = ParameterTuple(parameters), ParameterTuple(sums)
         self.velocities = zeros_like("momentum", parameters)
         self.by_name = {p.name: p for p in self.velocities}  # see AdamW
-        self.count = len(parameters)
-        self.assign, self.add, self.sub, self.mul = ops.Assign(), ops.Add(), ops.Sub(), ops.Mul()
+        self.each, self.partial = ops.HyperMap(), ops.Partial()
 
     def construct(self, scale: Tensor, lr: Tensor, beta1_power: Tensor, beta2_power: Tensor, eps: Tensor) -> Tensor:
         """As AdamW's; only `scale` and `lr` are used."""
-        for i in range(self.count):
-            parameter, total = self.parameters[i], self.sums[i]
-            velocity = self.add(self.mul(self.velocities[i], _MOMENTUM), self.mul(total, scale))
-            self.assign(self.velocities[i], velocity)
-            self.assign(parameter, self.sub(parameter, self.mul(velocity, lr)))
-            self.assign(total, ops.zeros_like(total))
-        return lr
+        done = self.each(self.partial(_momentum, scale, lr), self.parameters, self.sums, self.velocities)
+        return ops.depend(lr, done)
 
     def state(self) -> dict[str, Parameter]:
         """Name → Parameter of the velocities."""

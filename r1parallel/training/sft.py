@@ -30,13 +30,13 @@ from r1parallel.models.parameters import (
 )
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
 from r1parallel.monitor.phases import PhaseTimer
-from r1parallel.monitor.report import write_report
 from r1parallel.parallel.device import setup_device
+from r1parallel.parallel.graph_cache import GraphCache, keep_graphs
 from r1parallel.parallel.model_layout import model_layout
 from r1parallel.parallel.waiting import waiting
 from r1parallel.parallel.world import World
 from r1parallel.training.forward import compiled_logps
-from r1parallel.training.inputs import fingerprint, load_inputs, load_rows
+from r1parallel.training.inputs import fingerprint, graph_parts, load_inputs, load_rows
 from r1parallel.training.run_folder import RunFolder, check_steps_left
 from r1parallel.training.schedule import learning_rate
 from r1parallel.training.step import TrainStep
@@ -152,6 +152,7 @@ def run_sft(config: RunConfig) -> Path:
     if held_out is not None:
         _check_answers(settings.eval_dataset_file, held_out)
     world = setup_device(config.context)
+    graphs = keep_graphs(config.context, world, ["sft", *graph_parts(config, inputs)])
     ms.set_seed(settings.seed)
     trainer = SFTTrainer(config, model_config, rows, held_out, world)
     board = (
@@ -169,12 +170,14 @@ def run_sft(config: RunConfig) -> Path:
         load_slices(trainer.model, source, trainer.layout, world.rank)
     check_steps_left(folder.step, trainer.total, folder.model, "sft_config.max_steps or sft_config.epochs")
     folder.open()
-    _train(config, trainer, folder)
-    shards = Shards(trainer.layout, parameter_values(trainer.model, trainer.layout, world.rank))
+    _train(config, trainer, folder, graphs)
+    shards = Shards(trainer.layout, parameter_values(trainer.model, trainer.layout, world.rank, copy=False))
     stop_ids = inputs.tokenizer.stop_ids
     model_dir = save_model_merged(folder.model, shards, settings.tokenizer_dir, stop_ids, world)
     folder.close()
     if config.monitor_config.report and world.is_leader:
+        from r1parallel.monitor.report import write_report  # brings matplotlib: not before the first step
+
         write_report(folder.path, "Supervised fine-tuning")
     return model_dir
 
@@ -193,7 +196,7 @@ def _check_answers(file: str, rows: Rows) -> None:
         raise UserError(f"{file}: {empty} rows have no answer to learn; prepare it without --prompts_only")
 
 
-def _train(config: RunConfig, trainer: SFTTrainer, folder: RunFolder) -> None:
+def _train(config: RunConfig, trainer: SFTTrainer, folder: RunFolder, graphs: GraphCache | None) -> None:
     settings, timer = config.sft_config, PhaseTimer()
     layout, world = trainer.layout, trainer.world
     bar = tqdm(
@@ -210,13 +213,15 @@ def _train(config: RunConfig, trainer: SFTTrainer, folder: RunFolder) -> None:
         if trainer.held_out is not None and (step % settings.eval_interval == 0 or last):
             with timer.phase("eval"):
                 metrics |= trainer.evaluate()
+        if graphs is not None and (trainer.held_out is None or "eval_loss" in metrics):
+            graphs.complete()
         seconds = timer.collect()
         metrics |= seconds | {"tokens_per_second": metrics["tokens"] / seconds["seconds/update"]}
         folder.log(step, metrics)
         if last or (settings.save_ckpt_interval and step % settings.save_ckpt_interval == 0):
             with timer.phase("checkpoint"):
-                state = state_values(trainer.step.optimizer.state(), layout, world.rank)
-                actor = parameter_values(trainer.model, layout, world.rank)
+                state = state_values(trainer.step.optimizer.state(), layout, world.rank, copy=False)
+                actor = parameter_values(trainer.model, layout, world.rank, copy=False)
                 groups = {"actor": Shards(layout, actor), "optimizer": Shards(layout, state)}
                 folder.save(step, groups, {"updates": trainer.step.updates}, settings.save_max_ckpt_num)
         bar.set_postfix(loss=f"{metrics['loss']:.4f}", refresh=False)

@@ -11,6 +11,7 @@ from r1parallel.config.schema import ActorConfig, OptimizerConfig
 from r1parallel.errors import UserError
 from r1parallel.models.parameters import unallocated
 from r1parallel.parallel.collectives import all_gather, all_reduce
+from r1parallel.parallel.compiling import compiling
 from r1parallel.parallel.layout import ModelLayout
 from r1parallel.parallel.program import on_mesh
 from r1parallel.parallel.waiting import waiting
@@ -59,7 +60,7 @@ class TrainStep:
             cell = Gradients(loss, trained, sums)
         cell.set_train()
         self._gradients = on_mesh(cell, layout, world, parallel.use_seq_parallel, config.recompute_config)
-        with waiting("compilation of the training graph"):
+        with compiling("the training graph", world):
             self._gradients.compile(*next(self._launches(examples)))
         held = [(p, g) for p, g in zip(trained, sums, strict=True) if layout.slices(p.name, world.rank) is not None]
         if not isinstance(world, DryWorld):  # whose compilation may end at a missing kernel, and then cuts nothing
@@ -68,12 +69,15 @@ class TrainStep:
         self._trained, self._sums = [p for p, _ in held], [g for _, g in held]
         self._copies = np.array([layout.copies(parameter.name) for parameter in self._trained])
         self._squares = SquaredNorms(ParameterTuple(self._sums))
+        self._squares.compile()
         self.start_optimizer(config.optimizer)
 
     def start_optimizer(self, config: OptimizerConfig) -> None:
         """An optimizer with fresh state."""
         self.config, self.updates = config, 0  # updates applied so far
         self.optimizer = make_optimizer(self._trained, self._sums, config)
+        with compiling("the optimizer", self._world):
+            self.optimizer.compile(*(scalar(1.0),) * 5)
 
     def accumulate(self, *inputs: np.ndarray) -> np.ndarray:
         """Add up the gradients of one update.
@@ -115,6 +119,11 @@ class TrainStep:
         eps = self.config.eps * math.sqrt(1.0 - beta2_power)
         self.optimizer(scalar(scale), scalar(lr), scalar(beta1_power), scalar(beta2_power), scalar(eps))
         return norm
+
+    @property
+    def graphs(self) -> int:
+        """Graphs that were compiled so far."""
+        return sum(len(cell.compile_cache) for cell in (self._gradients, self._squares, self.optimizer))
 
     def _launches(self, inputs: Sequence[np.ndarray]) -> Iterator[tuple[Tensor, ...]]:
         """Inputs of each call of the graph."""

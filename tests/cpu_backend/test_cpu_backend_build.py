@@ -1,12 +1,13 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from r1parallel.cpu_backend import build
-from r1parallel.cpu_backend.build import NO_COMPILER, build_kernels, cached_library
+from r1parallel.cpu_backend.build import COLLECTIVES, FUSED, build_kernels, cached_library
 from r1parallel.cpu_backend.wheel import Wheel
 from r1parallel.errors import UserError
 
@@ -18,7 +19,8 @@ while [ "$1" != -o ]; do shift; done
 sleep 1
 echo library > "$2"
 """
-FAILING_COMPILER = "#!/bin/sh\necho 'kernels.cc:7:1: error: no such header' >&2\nexit 1\n"
+LIBRARIES = pytest.mark.parametrize("kernels", [COLLECTIVES, FUSED], ids=lambda kernels: kernels.name)
+FAILING_COMPILER = "#!/bin/sh\necho 'collectives.cc:7:1: error: no such header' >&2\nexit 1\n"
 
 
 @pytest.fixture
@@ -43,30 +45,60 @@ def compiler(tmp_path, monkeypatch):
     return install
 
 
-def test_the_key_follows_the_version_and_the_sources(wheel, tmp_path, monkeypatch):
-    first = cached_library(wheel)
-    assert first == cached_library(wheel)
+@LIBRARIES
+def test_the_key_follows_the_version_the_sources_and_the_flags(wheel, tmp_path, kernels):
+    first = cached_library(wheel, kernels)
+    assert first == cached_library(wheel, kernels)
     assert first.parent == tmp_path / "cache" / "r1parallel" / "cpu_backend"
-    assert cached_library(Wheel("2.9.1", wheel.folder, 4)) != first
-    source = tmp_path / "kernels.cc"
-    source.write_text("// other")
-    monkeypatch.setattr(build, "_SOURCES", (source,))
-    assert cached_library(wheel) != first
+    assert first.name.startswith(f"{kernels.name}-2.9.0-{sys.implementation.cache_tag}-")
+    assert cached_library(Wheel("2.9.1", wheel.folder, 4), kernels) != first
+    for number in range(len(kernels.sources)):
+        source = tmp_path / f"other{number}"
+        source.write_text("// other")
+        sources = (*kernels.sources[:number], source, *kernels.sources[number + 1 :])
+        assert cached_library(wheel, replace(kernels, sources=sources)) != first
+    assert cached_library(wheel, replace(kernels, flags=(*kernels.flags, "-g"))) != first
+
+
+@pytest.mark.parametrize(("kernels", "follows"), [(COLLECTIVES, False), (FUSED, True)], ids=["collectives", "fused"])
+def test_the_key_follows_the_processor_where_the_code_is_made_for_it(wheel, monkeypatch, kernels, follows):
+    names = []
+    for processor in (b"flags\t\t: sse2 avx2", b"flags\t\t: sse2 avx2 avx512f"):
+        monkeypatch.setattr(build, "_processor", lambda processor=processor: processor)
+        names.append(cached_library(wheel, kernels).name)
+    assert (names[0] != names[1]) == follows
+
+
+def test_a_processor_is_what_it_can_do():
+    line = build._processor()
+    assert line.startswith(b"flags") and b"\n" not in line
+    assert b"sse2" in line.split()
+
+
+@LIBRARIES
+def test_a_library_is_compiled_from_its_first_source_which_includes_the_others(kernels):
+    texts = [source.read_text() for source in kernels.sources]
+    for source in kernels.sources[1:]:
+        assert any(f'#include "{source.name}"' in text for text in texts), source
+    included = {line.split('"')[1] for text in texts for line in text.splitlines() if line.startswith('#include "')}
+    beside = {path.name for path in kernels.sources[0].parent.iterdir()}
+    assert included & beside == {source.name for source in kernels.sources[1:]}  # each decides the key
+    assert f'extern "C" void {kernels.register}()' in texts[0]
 
 
 def test_the_cache_is_in_the_home_folder_by_default(wheel, tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert cached_library(wheel).is_relative_to(tmp_path / "home" / ".cache" / "r1parallel")
+    assert cached_library(wheel, FUSED).is_relative_to(tmp_path / "home" / ".cache" / "r1parallel")
 
 
 def test_processes_that_start_at_once_make_one_build(wheel, compiler, tmp_path):
     calls = compiler(SLOW_COMPILER)
     code = (
         "from pathlib import Path\n"
-        "from r1parallel.cpu_backend.build import build_kernels\n"
+        "from r1parallel.cpu_backend.build import FUSED, build_kernels\n"
         "from r1parallel.cpu_backend.wheel import Wheel\n"
-        f"print(build_kernels(Wheel('2.9.0', Path({str(wheel.folder)!r}), 4)).read_text())\n"
+        f"print(build_kernels(Wheel('2.9.0', Path({str(wheel.folder)!r}), 4), FUSED).read_text())\n"
     )
     command = [sys.executable, "-c", code]
     started = [
@@ -75,47 +107,57 @@ def test_processes_that_start_at_once_make_one_build(wheel, compiler, tmp_path):
     ]
     assert [process.communicate(timeout=60)[0].strip() for process in started] == ["library"] * 3
     assert calls.read_text().splitlines() == ["call"]
-    kept = {path.suffix for path in cached_library(wheel).parent.iterdir()}
+    kept = {path.suffix for path in cached_library(wheel, FUSED).parent.iterdir()}
     assert kept == {".so", ".lock"}
 
 
-def test_a_library_that_is_there_needs_no_compiler(wheel, tmp_path, monkeypatch):
-    target = cached_library(wheel)
+@LIBRARIES
+def test_a_library_that_is_there_needs_no_compiler(wheel, tmp_path, monkeypatch, kernels):
+    target = cached_library(wheel, kernels)
     target.parent.mkdir(parents=True)
     target.touch()
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert build_kernels(wheel) == target
+    assert build_kernels(wheel, kernels) == target
 
 
 def test_without_a_compiler_there_is_no_library_and_nothing_is_written(wheel, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert build_kernels(wheel) is None
+    assert build_kernels(wheel, COLLECTIVES) is None
     assert not (tmp_path / "cache").exists()
 
 
-def test_the_message_says_what_to_install_and_what_is_lost():
-    for word in ("g++", "apt-get install", "sequence", "pipeline", "optimizer"):
-        assert word in NO_COMPILER
-    assert "\n" not in NO_COMPILER
+@pytest.mark.parametrize(
+    ("kernels", "lost"),
+    [(COLLECTIVES, ("sequence", "pipeline", "optimizer")), (FUSED, ("plain operators", "longer", "memory"))],
+    ids=["collectives", "fused"],
+)
+def test_the_message_says_what_to_install_and_what_is_lost(kernels, lost):
+    for word in ("g++", "apt-get install", *lost):
+        assert word in kernels.missing
+    assert "\n" not in kernels.missing
 
 
 def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(wheel, compiler):
     compiler(FAILING_COMPILER)
-    with pytest.raises(UserError, match=r"mindspore 2\.9\.0: kernels\.cc:7:1: error: no such header$"):
-        build_kernels(wheel)
-    assert {path.suffix for path in cached_library(wheel).parent.iterdir()} == {".lock"}
+    with pytest.raises(UserError, match=r"/collectives\.cc for mindspore 2\.9\.0: collectives\.cc:7:1: error: no "):
+        build_kernels(wheel, COLLECTIVES)
+    assert {path.suffix for path in cached_library(wheel, COLLECTIVES).parent.iterdir()} == {".lock"}
 
 
 def test_a_cache_that_cannot_be_made_is_named(wheel, compiler, tmp_path):
     compiler(SLOW_COMPILER)
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(UserError, match="Not a directory; set XDG_CACHE_HOME"):
-        build_kernels(wheel)
+        build_kernels(wheel, FUSED)
 
 
-def test_the_command_uses_the_wheel_and_our_source(wheel, tmp_path):
-    command = build._command(wheel, tmp_path / "made.so")
+@pytest.mark.parametrize(
+    ("kernels", "flags"), [(COLLECTIVES, ["-O2"]), (FUSED, ["-O3", "-march=native"])], ids=["collectives", "fused"]
+)
+def test_the_command_uses_the_wheel_our_source_and_its_flags(wheel, tmp_path, kernels, flags):
+    command = build._command(wheel, kernels, tmp_path / "made.so")
     assert command[0] == "g++"
-    assert str(build._SOURCES[0]) in command
+    assert [part for part in command if part.endswith(".cc")] == [str(kernels.sources[0])]
+    assert [part for part in command if part.startswith(("-O", "-march"))] == flags
     assert f"-I{wheel.folder}/include" in command
     assert f"-L{wheel.folder}/lib" in command

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from r1parallel.cpu_backend import enable as module
-from r1parallel.cpu_backend.build import NO_COMPILER
-from r1parallel.cpu_backend.enable import enable
+from r1parallel.cpu_backend.build import COLLECTIVES, FUSED
+from r1parallel.cpu_backend.enable import enable, enable_fused, has_fused
 from r1parallel.cpu_backend.wheel import find_wheel
+from r1parallel.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
 # Rank 3 of a job of 4 that splits a weight of eight rows; without kernels, groups have to be the whole job.
@@ -48,7 +49,8 @@ def test_a_dry_run_compiles_one_rank_of_many_without_a_compiler(tmp_path):
         start_new_session=True,
     )
     assert result.returncode == 0, result.stderr[-2000:]
-    assert json.loads(result.stdout.splitlines()[-1]) == {"message": NO_COMPILER, "rank": 3, "size": 4, "slice": [2, 3]}
+    answer = {"message": COLLECTIVES.missing, "rank": 3, "size": 4, "slice": [2, 3]}
+    assert json.loads(result.stdout.splitlines()[-1]) == answer
     assert strategy.is_file()
 
 
@@ -71,11 +73,11 @@ def test_without_kernels_the_rest_is_done_and_the_message_given(mindspore_cpu, m
     done = []
     monkeypatch.setattr(module, "_enabled", False)
     monkeypatch.setattr(module, "_simulated", None)
-    monkeypatch.setattr(module, "build_kernels", lambda wheel: None)
+    monkeypatch.setattr(module, "build_kernels", lambda wheel, kernels: None)
     monkeypatch.setattr(module, "patch_frontend", lambda wheel: done.append(wheel.sites))
     monkeypatch.setattr(module, "answer_python", lambda groups: done.append(groups.rank("mccl_world_group")))
     monkeypatch.setattr(module, "register_comm_manager", lambda groups, folder: done.append(type(groups).__name__))
-    assert enable(simulate) == NO_COMPILER
+    assert enable(simulate) == COLLECTIVES.missing
     sites = find_wheel().sites
     assert done == ([sites, "RunningGroups"] if simulate is None else [sites, 1, "SimulatedGroups"])
     if simulate is not None:
@@ -83,3 +85,62 @@ def test_without_kernels_the_rest_is_done_and_the_message_given(mindspore_cpu, m
         assert (module._simulated.rank("mccl_world_group"), module._simulated.size("mccl_world_group")) == (0, 4)
     with pytest.raises(ValueError, match="enabled already"):
         enable()
+
+
+@pytest.fixture
+def fused(monkeypatch):
+    """As in a process that has not asked for fused kernels; what is asked for and registered."""
+    calls = []
+    monkeypatch.setattr(module, "_fused", "not asked for")
+    monkeypatch.setattr(module, "_register", lambda kernels, library: calls.append((kernels, library)))
+    return calls
+
+
+def test_fused_kernels_are_registered_once(fused, monkeypatch):
+    built = []
+    monkeypatch.setattr(module, "build_kernels", lambda wheel, kernels: built.append((wheel, kernels)) or "library")
+    assert not has_fused()
+    for _ in range(2):
+        assert enable_fused() is None
+        assert has_fused()
+    assert built == [(find_wheel(), FUSED)]
+    assert fused == [(FUSED, "library")]
+
+
+def fail(wheel, kernels):
+    raise UserError("g++ cannot compile fused.cc")
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda wheel, kernels: None, FUSED.missing),
+        (
+            fail,
+            "CPU backend: no fused kernels, models are made of slower, plain operators: g++ cannot compile fused.cc",
+        ),
+    ],
+    ids=["no compiler", "not compiled"],
+)
+def test_without_fused_kernels_it_says_why_and_goes_on(fused, monkeypatch, build, message):
+    monkeypatch.setattr(module, "build_kernels", build)
+    assert enable_fused() == message
+    assert not has_fused() and fused == []
+
+
+def test_a_library_is_registered_by_its_own_function(monkeypatch):
+    class Library:
+        def __init__(self, path):
+            self.path = path
+
+        def __getattr__(self, name):
+            return lambda: called.append((self.path, name))
+
+    called = []
+    monkeypatch.setattr(module.ctypes, "CDLL", Library)
+    module._register(FUSED, REPOSITORY / "a.so")
+    module._register(COLLECTIVES, REPOSITORY / "b.so")
+    assert called == [
+        (str(REPOSITORY / "a.so"), "r1parallel_register_fused"),
+        (str(REPOSITORY / "b.so"), "r1parallel_register_collectives"),
+    ]

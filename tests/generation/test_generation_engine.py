@@ -5,47 +5,17 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from mindspore import Tensor
+from small_engine import GREEDY, PAD_ID, PROMPT_SLOTS, ROWS, SAMPLED, STOP_IDS, TOKENS
 
 from r1parallel.config.schema import SamplingConfig
 from r1parallel.data.batches import right_aligned
 from r1parallel.errors import UserError
 from r1parallel.generation.engine import Completions, RolloutEngine
+from r1parallel.models.fused import FUSED
 from r1parallel.models.parameters import load_parameters
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
 
-PROMPT_SLOTS, TOKENS, ROWS = 9, 7, 4
-PROMPT_LENGTHS = (3, 9, 1, 6, 5, 2)  # not a multiple of ROWS: the last batch is filled up
-PAD_ID = 0
-STOP_IDS = [3, 11, 20]
-GREEDY = SamplingConfig(max_tokens=TOKENS, temperature=0.0)
-SAMPLED = SamplingConfig(max_tokens=TOKENS)
 CUT = SamplingConfig(max_tokens=TOKENS, temperature=0.7, top_p=0.8, repetition_penalty=1.3, min_tokens=2)
-
-
-@pytest.fixture(scope="module")
-def values(tiny_config, noisy_values) -> dict[str, np.ndarray]:
-    return noisy_values(tiny_config, seed=4)
-
-
-@pytest.fixture(scope="module")
-def make_engine(mindspore_cpu, tiny_config, values) -> Callable[..., RolloutEngine]:
-    """make_engine(sampling, stop_ids, rows, pad_id); each is made once."""
-    made: dict[str, RolloutEngine] = {}
-
-    def make(sampling=GREEDY, stop_ids=(), rows=ROWS, pad_id=PAD_ID) -> RolloutEngine:
-        key = repr((sampling, stop_ids, rows, pad_id))
-        if key not in made:
-            made[key] = RolloutEngine(tiny_config, sampling, rows, PROMPT_SLOTS, stop_ids, pad_id)
-            load_parameters(made[key].model, values, "random values")
-        return made[key]
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def prompts(tiny_config) -> list[list[int]]:
-    rng = np.random.default_rng(5)
-    return [rng.integers(0, tiny_config.vocab_size, length).tolist() for length in PROMPT_LENGTHS]
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +40,9 @@ def greedy(make_engine, prompts) -> Completions:
     return make_engine().generate(prompts, 0, range(len(prompts)))
 
 
-@pytest.fixture(scope="module")
-def sampled(make_engine, prompts) -> Completions:
-    """Never stopped."""
-    return make_engine(SAMPLED).generate(prompts, 0, range(len(prompts)))
+@pytest.fixture(params=["greedy", "sampled"])
+def answers(request, greedy, sampled) -> Completions:
+    return {"greedy": greedy, "sampled": sampled}[request.param]
 
 
 def recompute_greedily(full_logits, prompts, choose=lambda step, logits, before: logits.argmax(-1)) -> np.ndarray:
@@ -97,18 +66,14 @@ def test_greedy_decoding_equals_recomputing_everything_at_each_step(greedy, full
     assert not greedy.stopped.any()
 
 
-@pytest.mark.parametrize("name", ["greedy", "sampled"])
-def test_log_probs_equal_those_of_a_full_forward(name, full_logits, prompts, request):
-    drawn: Completions = request.getfixturevalue(name)
-    logps = log_softmax(full_logits(prompts, drawn.tokens))
-    expected = np.take_along_axis(logps, drawn.tokens[:, :, None], axis=2)[:, :, 0]
-    np.testing.assert_allclose(drawn.logps, expected, rtol=0, atol=1e-5)
+def test_log_probs_equal_those_of_a_full_forward(answers, full_logits, prompts):
+    logps = log_softmax(full_logits(prompts, answers.tokens))
+    expected = np.take_along_axis(logps, answers.tokens[:, :, None], axis=2)[:, :, 0]
+    np.testing.assert_allclose(answers.logps, expected, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["greedy", "sampled"])
-def test_without_cuts_the_drawn_log_probs_are_the_models(name, request):
-    drawn: Completions = request.getfixturevalue(name)
-    np.testing.assert_array_equal(drawn.drawn_logps, drawn.logps)
+def test_without_cuts_the_drawn_log_probs_are_the_models(answers):
+    np.testing.assert_array_equal(answers.drawn_logps, answers.logps)
 
 
 def test_both_log_probs_of_a_cut_distribution_against_numpy(make_engine, full_logits, prompts):
@@ -162,18 +127,6 @@ def test_the_first_stop_id_ends_a_completion_and_is_kept(make_engine, prompts, s
     assert 2 <= ended < len(prompts)  # both kinds occur
 
 
-def test_generation_ends_when_every_row_has(make_engine, prompts, sampled, monkeypatch):
-    """Also where the last batch is filled up: only its real rows count."""
-    stop_ids = sorted({*sampled.tokens[:4, 2].tolist(), *sampled.tokens[4:, 1].tolist()})
-    engine = make_engine(SAMPLED, stop_ids)
-    launch, launches = engine._next_token, []
-    monkeypatch.setattr(engine, "_next_token", lambda *inputs: launches.append(inputs[0].shape) or launch(*inputs))
-    drawn = engine.generate(prompts, 0, range(len(prompts)))
-    assert drawn.stopped.all()
-    assert len(launches) == drawn.lengths[:4].max() + drawn.lengths[4:].max() < 2 * TOKENS
-    assert launches.count((ROWS, PROMPT_SLOTS)) == 2
-
-
 @pytest.mark.parametrize("rows", [1, ROWS, 8])
 def test_a_sample_does_not_depend_on_batch_or_order(make_engine, prompts, sampled, rows):
     order = [4, 0, 5, 2, 1, 3]
@@ -214,23 +167,29 @@ def test_penalty_and_min_tokens_against_numpy(make_engine, prompts, full_logits)
     assert drawn.stopped.any()
 
 
-def test_prompts_of_one_token_leave_nothing_of_earlier_ones_in_the_cache(make_engine, tiny_config, values):
-    """A launch for such prompts must not be taken for one of a further token, which adds to the cache."""
-    engine = RolloutEngine(tiny_config, GREEDY, 1, 1, [], PAD_ID)
+def test_an_engine_for_prompts_of_one_token(make_engine, operators, tiny_config, values):
+    """All of them stay out of the cache until their own token is run, in rows that hold earlier ones."""
+    engine = RolloutEngine(tiny_config, GREEDY, 1, 1, [], PAD_ID, operators=operators)
     load_parameters(engine.model, values, "random values")
     prompts = [[5], [30], [17]]
     expected = make_engine().generate(prompts, 0, range(3))
     np.testing.assert_array_equal(engine.generate(prompts, 0, range(3)).tokens, expected.tokens)
 
 
-def test_other_prompts_compile_nothing_new(make_engine, prompts):
-    engine = make_engine(SAMPLED)
-    engine.generate(prompts, 0, range(len(prompts)))
-    compiled = set(engine._next_token.compile_cache)
-    assert len(compiled) == 2  # one graph for the prompts, one for a further token
-    engine.generate([prompts[2]], 1, [9])
-    engine.generate([[1], [2, 3], [4] * PROMPT_SLOTS] * 3, 2, range(9))
-    assert engine._next_token.compile_cache == compiled
+def test_an_engine_that_shares_a_models_weights_follows_them(fused_kernels, tiny_config, noisy_values, prompts):
+    """Both its graphs: prompts and tokens."""
+    engines = [RolloutEngine(tiny_config, SAMPLED, ROWS, PROMPT_SLOTS, [], PAD_ID, operators=FUSED) for _ in range(2)]
+    model = Qwen2ForCausalLM(tiny_config, PROMPT_SLOTS, FUSED)
+    engines[0].share(model)
+    answers = []
+    for seed in (1, 2):
+        for learned in (model, engines[1].model):
+            load_parameters(learned, noisy_values(tiny_config, seed), "random values")
+        ours, expected = (engine.generate(prompts, 0, range(len(prompts))) for engine in engines)
+        np.testing.assert_array_equal(ours.tokens, expected.tokens)
+        np.testing.assert_array_equal(ours.logps, expected.logps)
+        answers.append(ours.tokens)
+    assert (answers[0] != answers[1]).any()
 
 
 @pytest.mark.parametrize("prompt", [[], [1] * (PROMPT_SLOTS + 1)], ids=["empty", "too long"])

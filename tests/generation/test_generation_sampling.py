@@ -24,8 +24,8 @@ def draw(
     sampler = Sampler(config, VOCABULARY)
     sampler.set_train(False)
     rows = len(uniform)
-    bias = np.zeros(VOCABULARY, np.float32)
-    bias[STOP_IDS if held_back else []] = -1e9
+    bias = np.zeros((rows, VOCABULARY), np.float32)
+    bias[:, STOP_IDS if held_back else []] = -1e9
     inputs = (np.tile(LOGITS, (rows, 1)), uniform.reshape(-1, 1).astype(np.float32), np.tile(SEEN, (rows, 1)), bias)
     tokens, logps = sampler(*(Tensor(x) for x in inputs))
     assert (tokens.shape, logps.shape) == ((rows, 1), (rows, 2))

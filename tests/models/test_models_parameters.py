@@ -7,6 +7,7 @@ from mindspore import Tensor, ops
 from r1parallel.checkpoint.load import ArraySource
 from r1parallel.config.model import ModelConfig
 from r1parallel.errors import UserError
+from r1parallel.models.cached import token_model
 from r1parallel.models.parameters import (
     load_parameters,
     load_slices,
@@ -32,14 +33,14 @@ W1 = "model.layers.0.feed_forward.w1.weight"
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
 
 
-def make_model(cache_rows: int = 0) -> Qwen2ForCausalLM:
+def make_model(cache_rows: int = 0, config: ModelConfig = UNTIED) -> Qwen2ForCausalLM:
     """A model with a cache keeps its weights the other way round."""
-    return Qwen2ForCausalLM(UNTIED, 4, cache_rows)
+    return token_model(config, cache_rows, 4) if cache_rows else Qwen2ForCausalLM(config, 4)
 
 
 def test_names_and_shapes_are_those_of_the_configuration(tiny_config):
     for config in (tiny_config, UNTIED):
-        plain, cached = Qwen2ForCausalLM(config, 4), Qwen2ForCausalLM(config, 4, cache_rows=3)
+        plain, cached = make_model(0, config), make_model(3, config)
         shapes = {name: tuple(p.shape) for name, p in model_parameters(plain).items()}
         assert shapes == config.parameter_shapes()
         turned = transposed_weights(cached)
@@ -80,6 +81,25 @@ def test_values_that_come_out_are_copies(noisy_values, cache_rows):
     overwrite_in_place(model)
     for name, value in noisy_values(UNTIED, seed=1).items():
         np.testing.assert_array_equal(before[name], value)
+
+
+def test_values_that_are_not_copied_are_those_of_the_buffers(noisy_values):
+    model, values = make_model(), noisy_values(UNTIED, seed=1)
+    load_parameters(model, values, "test")
+    live = parameter_values(model, copy=False)
+    for name, value in values.items():
+        np.testing.assert_array_equal(live[name], value)
+        assert np.shares_memory(live[name], model_parameters(model)[name].asnumpy())
+    overwrite_in_place(model)
+    assert all((value == 7.0).all() for value in live.values())
+
+
+def test_turned_values_are_written_as_safetensors_wants_them(noisy_values):
+    model, values = make_model(2), noisy_values(UNTIED, seed=1)  # it keeps its weights as [in, out]
+    load_parameters(model, values, "test")
+    for name, value in parameter_values(model, copy=False).items():
+        np.testing.assert_array_equal(value, values[name])
+        assert value.flags.c_contiguous
 
 
 def test_other_types_and_strides_are_computed_in_fp32(noisy_values):
@@ -208,7 +228,7 @@ EMBEDDING = "model.tok_embeddings.embedding_weight"
 
 def compiled_model(rank, cache_rows=0, layout=LAYOUT):
     """Parameters have the shapes that MindSpore gives them when it compiles a parallel graph."""
-    model = Qwen2ForCausalLM(SPLIT, 4, cache_rows)
+    model = make_model(cache_rows, SPLIT)
     turned = transposed_weights(model)
     for name, parameter in model_parameters(model).items():
         shape = layout.local_shape(name, rank % layout.world_size)
@@ -277,6 +297,10 @@ def test_optimizer_state_follows_its_parameters(noisy_values):
     assert out.keys() == {name for name in full if layout.slices(name[7:], 1) is not None}
     for name, value in out.items():
         np.testing.assert_array_equal(value, full[name][layout.slices(name[7:], 1)])
+        assert not np.shares_memory(value, state[name].asnumpy())
+    for name, value in state_values(state, layout, 1, copy=False).items():
+        np.testing.assert_array_equal(value, out[name])
+        assert np.shares_memory(value, state[name].asnumpy())
     with pytest.raises(UserError, match=r"no tensor momentum.model.* and of this kind of optimizer"):
         load_state({f"momentum.{EMBEDDING}": state[f"adam_m.{EMBEDDING}"]}, ArraySource(full, "test"), layout, 1)
 

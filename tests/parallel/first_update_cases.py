@@ -122,9 +122,8 @@ class Runs:
         first = self.first.get((case.layout, case.packing))
         start = ArraySource(random_values(case.model, 0, 0.3), "random")
         engine = made_up.FakeEngine(8, SLOTS, VOCABULARY)
-        engine.model = None
         with (
-            mock.patch.multiple("r1parallel.rl.trainer", WeightSync=lambda *_: lambda: None, **self._shared(first)),
+            mock.patch.multiple("r1parallel.rl.trainer", to_generator=lambda *_: None, **self._shared(first)),
             mock.patch.object(Trainer, "_make_engine", lambda *_: engine),
             mock.patch("r1parallel.rl.rollout.score_on_leader", made_up.scores_of_texts),
             mock.patch("r1parallel.rl.models.needs_old_logps", lambda *_: first is None),

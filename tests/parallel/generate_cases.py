@@ -5,6 +5,7 @@ import numpy as np
 from r1parallel.config.model import ModelConfig
 from r1parallel.config.schema import SamplingConfig
 from r1parallel.generation.engine import Completions, RolloutEngine
+from r1parallel.models.fused import choose_operators
 from r1parallel.models.parameters import TensorSource, load_slices
 from r1parallel.parallel.layout import ModelLayout
 from r1parallel.parallel.mesh import Mesh
@@ -31,6 +32,7 @@ def prompts() -> list[list[int]]:
 
 def generate(name: str, source: TensorSource, mesh: Mesh, world: World) -> tuple[RolloutEngine, Completions]:
     """The engine of a layout, and what it answers to all prompts."""
-    engine = RolloutEngine(CONFIG, SETTINGS[name], ROWS, PROMPT_SLOTS, STOP_IDS, 0, mesh, world)
+    operators = choose_operators("float32", trained=False)
+    engine = RolloutEngine(CONFIG, SETTINGS[name], ROWS, PROMPT_SLOTS, STOP_IDS, 0, mesh, world, operators)
     load_slices(engine.model, source, ModelLayout(CONFIG, mesh), world.rank)
     return engine, engine.generate(prompts(), SEED, range(len(LENGTHS)))

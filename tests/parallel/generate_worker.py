@@ -40,9 +40,9 @@ def tiny(folder: Path, layouts: Sequence[str], world: World) -> None:
         mesh = LAYOUTS[layout]
         for name in SETTINGS:
             engine, drawn = generate(name, source, mesh, world)
-            attention = engine.model.model.layers[0].attention
-            shapes = [attention.key_cache.shape, attention.value_cache.shape]
-            assert [shape[1] for shape in shapes] == [CONFIG.num_kv_heads // mesh.tp] * 2, shapes
+            cache = engine.model.model.layers[0].attention.cache
+            shapes = [cache.key_cache.shape, cache.value_cache.shape]
+            assert [shape[2] for shape in shapes] == [CONFIG.num_kv_heads // mesh.tp] * 2, shapes
             assert [shape[0] for shape in shapes] == [ROWS] * 2, shapes
             np.savez(folder / f"{layout}-{name}-{world.rank}.npz", **vars(drawn))
 
@@ -56,7 +56,7 @@ def real(folder: Path, checkpoint: Path, layouts: Sequence[str], world: World) -
     for layout in layouts:
         pipeline = None
         if layout == "pp2":
-            pipeline = Pipeline(config, source, (4, engine.prompt_slots, engine.max_tokens), world)
+            pipeline = Pipeline(config, source, (4, engine.prompt_length, engine.max_tokens), world)
             WeightSync(pipeline, engine.model, generator, world)()
         else:
             load_slices(engine.model, source, generator, world.rank)

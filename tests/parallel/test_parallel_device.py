@@ -130,13 +130,36 @@ class TestJoining(Joined):
         monkeypatch.setenv("RANK_ID", "1")  # so that it is taken back
 
 
-def test_only_the_leader_says_what_the_backend_lacks(monkeypatch, capsys):
+@pytest.mark.parametrize("name", ["enable", "enable_fused"])
+def test_only_the_leader_says_what_the_backend_lacks(monkeypatch, capsys, name):
     from r1parallel.cpu_backend import enable
 
-    monkeypatch.setattr(enable, "enable", lambda: "install g++")
-    device._enable_cpu_backend(World(0, 2))
-    device._enable_cpu_backend(World(1, 2))
+    switch_on = {"enable": device._enable_cpu_backend, "enable_fused": device._enable_fused}[name]
+    monkeypatch.setattr(enable, name, lambda: "install g++")
+    switch_on(World(0, 2))
+    switch_on(World(1, 2))
     assert capsys.readouterr().out == "install g++\n"
+
+
+def test_fused_kernels_are_for_the_cpu(mindspore_cpu, monkeypatch):
+    """There they are asked for whenever the device is set up; Ascend has its own."""
+    import mindspore as ms
+
+    asked = []
+    monkeypatch.setattr(device, "_enable_fused", asked.append)
+    device.setup_device(ContextConfig())
+    assert asked == [World(0, 1)]
+    monkeypatch.setattr(ms, "set_device", lambda target, number: None)
+    device.setup_device(ContextConfig(device_target="Ascend"))
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_it_is_known_whether_there_are_fused_kernels(monkeypatch, kernels):
+    from r1parallel.cpu_backend import enable
+
+    monkeypatch.setattr(enable, "_fused", None if kernels else "g++ is missing")
+    assert device.has_fused_kernels() == kernels
 
 
 def test_the_scheduler_ends_with_a_rank_that_failed(tmp_path):

@@ -17,6 +17,7 @@ from layout_cases import CASES, model_config
 
 from r1parallel.config.model import ModelConfig
 from r1parallel.errors import UserError
+from r1parallel.parallel.device import has_fused_kernels
 from r1parallel.parallel.dry_program import DryProgram
 from r1parallel.parallel.layout import ModelLayout
 from r1parallel.parallel.mesh import Mesh
@@ -62,7 +63,7 @@ def jobs(tying: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tying", ["untied", "tied"])
-def test_mindspore_agrees_with_the_table(tmp_path, tying):
+def test_mindspore_agrees_with_the_table(mindspore_cpu, tmp_path, tying):
     wanted = jobs(tying)
     result = subprocess.run(
         [sys.executable, str(WORKER), str(tmp_path), *wanted],
@@ -83,7 +84,8 @@ def test_mindspore_agrees_with_the_table(tmp_path, tying):
         layout = configured_layout(config, model, None)
         theirs = read_rank_strategy(tmp_path / f"{job}.ckpt", sizes.parameter_shapes())
         turned = json.loads((tmp_path / f"{job}.json").read_text())
-        assert bool(turned) == (model == "generate")
+        is_turned = model == "generate" and (compute_dtype == "bfloat16" or not has_fused_kernels())
+        assert bool(turned) == is_turned
         wrong[job] = first_difference(layout, int(rank), theirs, sizes.parameter_shapes(), turned)
     assert not {job: difference for job, difference in wrong.items() if difference}
 

@@ -8,10 +8,11 @@ from mindspore.ops import Primitive
 
 from r1parallel.config.model import ModelConfig
 from r1parallel.config.schema import RecomputeConfig, RLConfig, SamplingConfig
-from r1parallel.generation.engine import NextToken
+from r1parallel.generation.programs import FillCache, NextToken
 from r1parallel.generation.sampling import Sampler
 from r1parallel.models import logps as logps_module
-from r1parallel.models.fused import choose_operators
+from r1parallel.models.cached import prompt_model, token_model
+from r1parallel.models.fused import FUSED, PLAIN, choose_operators
 from r1parallel.models.logps import CompletionLogps, PackedLogps
 from r1parallel.models.packing import packed
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
@@ -26,7 +27,8 @@ SIZES = ModelConfig(64, 32, 64, 2, 4, 2, tie_word_embeddings=False)
 DEEP = replace(SIZES, num_layers=4)
 LOSS_CELLS = ("SFTLoss", "PolicyLoss", "SequenceRatio", "KL")
 # Entries that a program gives itself: MindSpore has no rule for them.
-LAID_OUT_BY_HAND = {("CachedAttention", "write"), ("FusedCachedAttention", "write")}
+LAID_OUT_BY_HAND = {("Cache", "write"), ("Cache", "pick")}
+BF16 = {trained: choose_operators("bfloat16", trained) for trained in (False, True)}
 
 
 def operators(program):
@@ -40,8 +42,8 @@ def operators(program):
                 yield cell, name, getattr(cell, name)
 
 
-def sft_loss(config, split_vocab):
-    return Placed(SFTLoss(CompletionLogps(Qwen2ForCausalLM(config, 8), 2, 4, 4, split_vocab)))
+def sft_loss(config, split_vocab, operators=PLAIN):
+    return Placed(SFTLoss(CompletionLogps(Qwen2ForCausalLM(config, 8, operators), 2, 4, 4, split_vocab)))
 
 
 def grpo_loss(config, split_vocab):
@@ -50,40 +52,45 @@ def grpo_loss(config, split_vocab):
     return Placed(PolicyLoss(logps, RLConfig(entropy_coef=0.1), on_policy=False))
 
 
-def packed_loss(config, split_vocab):
-    model = Qwen2ForCausalLM(config, 12, operators=packed(choose_operators("float32", trained=True)))
-    return Placed(PolicyLoss(PackedLogps(model, 2, 12, 6, split_vocab), RLConfig(), on_policy=False))
+def packed_loss(config, split_vocab, operators=PLAIN):
+    logps = PackedLogps(Qwen2ForCausalLM(config, 12, packed(operators)), 2, 12, 6, split_vocab)
+    return Placed(PolicyLoss(logps, RLConfig(), on_policy=False))
 
 
-def generator(config, split_vocab):
+def token_generator(config, split_vocab, operators=PLAIN):
     sampler = Sampler(SamplingConfig(top_k=3, top_p=0.9, min_tokens=2, repetition_penalty=1.1), config.vocab_size)
-    return NextToken(Qwen2ForCausalLM(config, 8, cache_rows=2), sampler)
+    return NextToken(token_model(config, 2, 8, operators), sampler)
 
 
-def fused_loss(config, split_vocab):
-    model = Qwen2ForCausalLM(replace(config, hidden_size=64), 8, operators=choose_operators("bfloat16", trained=True))
-    return Placed(SFTLoss(CompletionLogps(model, 2, 4, 4, split_vocab)))
+def prompt_generator(config, split_vocab, operators=PLAIN):
+    return FillCache(prompt_model(token_model(config, 2, 8, operators), 4, operators))
 
 
-def fused_packed_loss(config, split_vocab):
-    operators = packed(choose_operators("bfloat16", trained=True))
-    model = Qwen2ForCausalLM(replace(config, hidden_size=64), 12, operators=operators)
-    return Placed(SFTLoss(PackedLogps(model, 2, 12, 6, split_vocab)))
+PROGRAMS = {make.__name__: make for make in (sft_loss, grpo_loss, packed_loss, token_generator, prompt_generator)}
 
 
-def fused_generator(config, split_vocab):
-    operators = choose_operators("bfloat16", trained=False)
-    model = Qwen2ForCausalLM(replace(config, hidden_size=64), 8, 2, operators)
-    return NextToken(model, Sampler(SamplingConfig(), config.vocab_size))
+def of(make, operators):
+    """The same program made of other operators, with heads that Ascend's take."""
+    return lambda config, split_vocab: make(replace(config, hidden_size=64), split_vocab, operators)
+
+
+FUSED_PROGRAMS = {
+    f"{kind}-{make.__name__}": of(make, operators)
+    for kind, trained, frozen in (("cpu", FUSED, FUSED), ("bf16", BF16[True], BF16[False]))
+    for make, operators in (
+        (sft_loss, trained),
+        (packed_loss, trained),
+        (token_generator, frozen),
+        (prompt_generator, frozen),
+    )
+}
 
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("split_vocab", [False, True])
-@pytest.mark.parametrize(
-    "make", [sft_loss, grpo_loss, packed_loss, generator, fused_loss, fused_packed_loss, fused_generator]
-)
-def test_every_operator_of_a_program_has_a_strategy(make, tied, split_vocab):
-    program = make(replace(SIZES, tie_word_embeddings=tied), split_vocab)
+@pytest.mark.parametrize("name", [*PROGRAMS, *FUSED_PROGRAMS])
+def test_every_operator_of_a_program_has_a_strategy(name, tied, split_vocab):
+    program = (PROGRAMS | FUSED_PROGRAMS)[name](replace(SIZES, tie_word_embeddings=tied), split_vocab)
     found = list(operators(program))
     assert len(found) > 70
     wanted = {(type(cell).__name__, name) for cell, name, op in found if op.name not in UNSPLIT}
@@ -93,9 +100,9 @@ def test_every_operator_of_a_program_has_a_strategy(make, tied, split_vocab):
     assert given - {(type(cell).__name__, name) for cell, name, _ in found} == set()
 
 
-@pytest.mark.parametrize("make", [sft_loss, grpo_loss, packed_loss, generator])
-def test_one_rank_splits_nothing(make):
-    program = make(SIZES, False)
+@pytest.mark.parametrize("name", [*PROGRAMS, *FUSED_PROGRAMS])
+def test_one_rank_splits_nothing(name):
+    program = (PROGRAMS | FUSED_PROGRAMS)[name](SIZES, False)
     parallelize(program, Mesh(dp=1, pp=1, tp=1), (2,))
     seen = [op.in_strategy for _, _, op in operators(program) if op.attrs.get("in_strategy") is not None]
     assert len(seen) > 50
@@ -116,7 +123,7 @@ def test_projections_are_split_as_their_weights_are():
 
 
 def test_transposed_weights_turn_their_strategy():
-    model = Qwen2ForCausalLM(SIZES, 8, cache_rows=2)
+    model = token_model(SIZES, 2, 8)
     parallelize(model, Mesh(dp=1, pp=1, tp=2), (2,))
     block = model.model.layers[0]
     assert block.attention.wq.matmul.in_strategy == ((1, 1), (1, 2))
@@ -239,7 +246,7 @@ def test_without_the_switch_nothing_is_recomputed():
 def test_names_of_cells_tell_their_strategies_apart():
     """An entry is found by a Cell's class name, so no other Cell of a program may have that name."""
     kinds = {}
-    for make in (sft_loss, grpo_loss, packed_loss, generator, fused_loss, fused_packed_loss, fused_generator):
+    for make in (PROGRAMS | FUSED_PROGRAMS).values():
         for split_vocab in (False, True):
             for _, cell in make(SIZES, split_vocab).cells_and_names():
                 if not isinstance(cell, nn.CellList):

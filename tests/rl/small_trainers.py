@@ -36,11 +36,18 @@ def same(left, right) -> bool:
 
 
 def step_with_another_generator(trainer: Trainer) -> None:
-    """A step whose completions another model draws."""
-    model = trainer.engine.model
-    own = parameter_values(model)
-    load_parameters(model, random_values(trainer.actor.layout.config, 5, 0.5), "other weights")
+    """A step whose completions another model draws; on one rank the generator holds the actor's Parameters."""
+    engine, model = trainer.engine, trainer.engine.model
+    generate, own = engine.generate, parameter_values(model)
+
+    def with_other_weights(*arguments):
+        load_parameters(model, random_values(trainer.actor.layout.config, 5, 0.5), "other weights")
+        drawn = generate(*arguments)
+        load_parameters(model, own, "its own")
+        return drawn
+
+    engine.generate = with_other_weights
     try:
         trainer.run_step(20, PhaseTimer(), False)
     finally:
-        load_parameters(model, own, "its own")
+        engine.generate = generate

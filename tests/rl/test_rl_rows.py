@@ -12,7 +12,7 @@ from r1parallel.rl.rows import RowShape, first_fit
 
 PROMPT, SLOTS = 5, 6
 SETTINGS = RLConfig(num_generations=4)
-SHAPES = [RowShape(PROMPT, SLOTS), *(RowShape(PROMPT, SLOTS, length) for length in (11, 16, 30))]
+SHAPES = [RowShape(PROMPT, SLOTS), *(RowShape(PROMPT, SLOTS, length, 4) for length in (11, 16, 30))]
 chosen = st.tuples(st.integers(0, 50), st.integers(1, 12), st.integers(1, 5))
 
 
@@ -75,31 +75,63 @@ def test_a_padded_row_is_the_completions_own(case):
 @pytest.mark.parametrize("shape", SHAPES[1:], ids=str)
 @settings(deadline=None, max_examples=50)
 @given(chosen)
-def test_a_packed_segment_is_a_prompt_and_its_completion(shape, case):
+def test_a_packed_row_is_prompts_each_with_its_completions(shape, case):
     made, _, rows = cut(*case, shape)
     places = parts_of(shape, rows)
-    np.testing.assert_array_equal(places.parents_BT, places.segments_BT)  # no prompt is shared
     for row in range(len(rows.tokens)):
-        segments = places.segments_BT[row]
+        segments, parents = places.segments_BT[row], places.parents_BT[row]
         filled = int((segments >= 0).sum())
         assert (np.diff(segments[:filled]) >= 0).all()
-        assert (segments[filled:] == -1).all()  # padding stands at the end
+        assert (segments[filled:] == -1).all() and (parents[filled:] == -1).all()  # padding stands at the end
+        prompts = []
         for segment in range(segments.max() + 1):
             slots = np.flatnonzero(segments == segment)
-            mine = np.flatnonzero(rows.used[row] & (places.sources_BK[row] >= slots[0]))
-            mine = mine[places.sources_BK[row][mine] <= slots[-1]]
-            (name,) = set(rows.sample[row][mine].tolist())
-            text = made.tokens[name, made.starts[name] : PROMPT + made.lengths[name]]
-            np.testing.assert_array_equal(rows.tokens[row][slots], text)
-            np.testing.assert_array_equal(places.positions_BT[row][slots], np.arange(len(text)))
-            # The state before a token predicts it.
-            np.testing.assert_array_equal(
-                places.targets_BK[row][mine], rows.tokens[row][places.sources_BK[row][mine] + 1]
-            )
-            np.testing.assert_array_equal(places.targets_BK[row][mine], text[len(text) - made.lengths[name] :])
-            np.testing.assert_array_equal(rows.token[row][mine], np.arange(made.lengths[name]))
+            (parent,) = set(parents[slots].tolist())
+            text = rows.tokens[row][slots].tolist()
+            if parent == segment:
+                prompts.append(tuple(text))
+                np.testing.assert_array_equal(places.positions_BT[row][slots], np.arange(len(text)))
+            else:
+                check_completion(made, rows, places, row, slots, np.flatnonzero(segments == parent))
+        assert len(set(prompts)) == len(prompts)  # none stands twice in a row
         unused = ~rows.used[row]
         assert not places.sources_BK[row][unused].any() and not places.targets_BK[row][unused].any()
+
+
+def check_completion(made, rows, places, row, slots, prompt_slots):
+    """The targets of one completion of a packed row: what they are called, what predicts them, what they are."""
+    follows = np.concatenate([prompt_slots[-1:], slots[:-1]])
+    names = {rows.sample[row][k] for k in np.flatnonzero(rows.used[row]) if places.sources_BK[row][k] in slots}
+    length = len(slots)
+    candidates = names or {
+        n
+        for n in set(rows.sample[row][rows.used[row]].tolist())
+        if made.lengths[n] == 1 and made.tokens[n, PROMPT] == rows.tokens[row][slots[0]]
+    }
+    for name in candidates:
+        mine = np.flatnonzero(rows.sample[row] == name)
+        if made.lengths[name] != length or not (places.sources_BK[row][mine] == follows).all():
+            continue
+        prompt = made.tokens[name, made.starts[name] : PROMPT]
+        np.testing.assert_array_equal(rows.tokens[row][prompt_slots], prompt)
+        text = made.tokens[name, PROMPT : PROMPT + length]
+        np.testing.assert_array_equal(rows.tokens[row][slots], text)
+        np.testing.assert_array_equal(places.targets_BK[row][mine], text)
+        np.testing.assert_array_equal(places.positions_BT[row][slots], len(prompt) + np.arange(length))
+        np.testing.assert_array_equal(rows.token[row][mine], np.arange(length))
+        return
+    pytest.fail(f"no completion of row {row} stands in slots {slots}")
+
+
+def test_a_group_in_one_row_takes_its_prompt_once():
+    made = made_up.experience(0, SETTINGS, 2, PROMPT, SLOTS)
+    made = replace(made, lengths=np.full(8, SLOTS, np.int32), starts=np.repeat([0, 2], 4).astype(np.int32))
+    made.tokens[:, :PROMPT] = np.repeat(made.tokens[[0, 4], :PROMPT], 4, axis=0)
+    shape = RowShape(PROMPT, SLOTS, PROMPT + 4 * SLOTS, 4)
+    rows = shape.rows(made, np.arange(8), 1)
+    assert shape.targets == 4 * SLOTS and rows.used.all()
+    filled = (parts_of(shape, rows).segments_BT >= 0).sum(axis=1)
+    assert sorted(filled.tolist()) == [PROMPT - 2 + 4 * SLOTS, PROMPT + 4 * SLOTS]
 
 
 def test_more_room_takes_fewer_rows():
@@ -108,9 +140,22 @@ def test_more_room_takes_fewer_rows():
     assert counts[0] >= counts[1] > counts[2] > counts[3]
 
 
-@pytest.mark.parametrize(("length", "targets"), [(11, 6), (12, 7), (16, 9), (22, 12), (1000, 546)])
-def test_target_slots_are_the_completions_share_of_a_row(length, targets):
-    assert RowShape(PROMPT, SLOTS, length).targets == targets
+@pytest.mark.parametrize(
+    ("length", "group", "targets"),
+    [
+        (11, 1, 6),
+        (12, 1, 7),
+        (16, 1, 9),
+        (22, 1, 12),
+        (1000, 1, 546),
+        (16, 8, 9),
+        (17, 8, 12),
+        (29, 4, 24),
+        (58, 4, 48),
+    ],
+)
+def test_target_slots_are_the_completions_share_of_a_row(length, group, targets):
+    assert RowShape(PROMPT, SLOTS, length, group).targets == targets
 
 
 @given(
@@ -119,21 +164,23 @@ def test_target_slots_are_the_completions_share_of_a_row(length, targets):
     st.integers(6, 20),
 )
 def test_first_fit_holds_both_limits_and_loses_nothing(sizes, length, targets):
-    prompts, lengths = zip(*sizes, strict=True)
+    """Prompts of one length are the same prompt here."""
+    prompts, lengths = [(size,) * size for size, _ in sizes], [completion for _, completion in sizes]
     rows = first_fit(prompts, lengths, length, targets)
     assert sorted(member for row in rows for member in row) == list(range(len(sizes)))
     for row in rows:
         assert row == sorted(row)
-        assert sum(prompts[i] + lengths[i] for i in row) <= length
+        assert sum(map(len, {prompts[i] for i in row})) + sum(lengths[i] for i in row) <= length
         assert sum(lengths[i] for i in row) <= targets
     assert rows == first_fit(prompts, lengths, length, targets)
-    order = sorted(range(len(sizes)), key=lambda i: (-prompts[i] - lengths[i], i))
-    for number, row in enumerate(rows):  # a row was begun only because no earlier one had room
-        first = min(row, key=order.index)
-        before = set(order[: order.index(first)])
-        for earlier in rows[:number]:
-            held = [*before.intersection(earlier), first]
-            assert sum(prompts[i] + lengths[i] for i in held) > length or sum(lengths[i] for i in held) > targets
+
+
+def test_first_fit_takes_long_groups_first_and_keeps_them_together():
+    a, b, c = (1,) * 5, (2,) * 3, (3,) * 4
+    prompts, lengths = [b, a, c, b, a, a], [2, 6, 1, 2, 5, 4]
+    assert first_fit(prompts, lengths, 20, 20) == [[1, 4, 5], [0, 2, 3]]
+    assert first_fit(prompts, lengths, 11, 20) == [[1], [4], [5], [0, 3], [2]]
+    assert first_fit(prompts, lengths, 20, 11) == [[1, 4], [0, 3, 5], [2]]
 
 
 def test_parts_cut_rows_evenly():

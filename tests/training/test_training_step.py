@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from one_rank import WholeLayout, actor_config
 
 from r1parallel.checkpoint.load import ArraySource
@@ -9,7 +9,8 @@ from r1parallel.config.schema import OptimizerConfig
 from r1parallel.errors import UserError
 from r1parallel.models.parameters import load_state, state_values
 from r1parallel.parallel.world import World
-from r1parallel.training.optimizer import AdamW, Momentum, decays
+from r1parallel.training import optimizer, sums
+from r1parallel.training.optimizer import AdamW, Momentum, SquaredNorms, decays
 from r1parallel.training.step import TrainStep
 
 START = {
@@ -95,9 +96,17 @@ class ReferenceMomentum:
 REFERENCES = {"adamw": (AdamW, ReferenceAdamW), "momentum": (Momentum, ReferenceMomentum)}
 
 
+@pytest.fixture(params=[True, False], ids=["kernels", "plain"])
+def operators(request, monkeypatch):
+    """With this machine's kernels, if it has some, and without, as on Ascend."""
+    if not request.param:
+        for module in (optimizer, sums):
+            monkeypatch.setattr(module, "has_fused_kernels", lambda: False)
+
+
 @pytest.mark.parametrize("max_grad_norm", [0.0, 0.5, 100.0])
 @pytest.mark.parametrize("kind", REFERENCES)
-def test_updates_are_those_of_the_paper(kind, max_grad_norm):
+def test_updates_are_those_of_the_paper(kind, max_grad_norm, operators):
     ours, theirs = REFERENCES[kind]
     micro_batches = (1.0, 0.25)
     step, cell = make_step(len(micro_batches), len(micro_batches), type=kind, max_grad_norm=max_grad_norm, eps=1e-3)
@@ -134,7 +143,7 @@ def test_a_started_optimizer_remembers_nothing():
             np.testing.assert_allclose(actual, wanted, rtol=2e-5, atol=1e-6)
 
 
-def test_first_update_has_the_size_of_lr_whatever_eps_does():
+def test_first_update_has_the_size_of_lr_whatever_eps_does(operators):
     """With the bias corrections the first step is lr · sign(gradient); an eps in the wrong place would shrink it."""
     step, cell = make_step(weight_decay=0.0, eps=1e-8)
     before = values_of(cell)
@@ -187,7 +196,7 @@ def test_rows_that_fill_no_micro_batch_are_not_dropped():
         step.accumulate(*scales(1.0, 2.0, 3.0))
 
 
-def test_sums_start_at_zero_after_an_update():
+def test_sums_start_at_zero_after_an_update(operators):
     for kind in REFERENCES:
         step, cell = make_step(type=kind, max_grad_norm=1.0)
         for number in range(2):
@@ -195,6 +204,16 @@ def test_sums_start_at_zero_after_an_update():
             step.accumulate(*scales(3.0))
             norm = step.apply(0.01, 0.0, f"update {number}")
             assert norm == pytest.approx(np.sqrt(sum((g**2).sum() for g in gradients(before, 3.0))), rel=1e-5)
+
+
+def test_squared_norms_are_those_of_float64(operators):
+    """Of a matrix so large that adding its squares up one by one in float32 would lose the later ones."""
+    values = [
+        np.random.default_rng(n).normal(size=shape).astype(np.float32) for n, shape in enumerate(((7000, 701), (3,)))
+    ]
+    given = [Parameter(Tensor(x), name=f"sum_{n}") for n, x in enumerate(values)]
+    wanted = [(x.astype(np.float64) ** 2).sum() for x in values]
+    np.testing.assert_allclose(SquaredNorms(ParameterTuple(given))().asnumpy(), wanted, rtol=2e-7)
 
 
 def state_of(step, cell):

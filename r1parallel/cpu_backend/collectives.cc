@@ -208,7 +208,7 @@ void Replace(const std::string &name) {
 }  // namespace mindspore
 
 // Called once through ctypes, before the first graph is compiled.
-extern "C" void r1parallel_register_kernels() {
+extern "C" void r1parallel_register_collectives() {
   using namespace mindspore::kernel::r1parallel;
   Replace<AllReduce>("AllReduce");
   Replace<ReduceScatter>("ReduceScatter");

@@ -1,0 +1,71 @@
+"""One phase of a GRPO step, timed and then profiled: python benchmarks/phase_worker.py JOB.json
+
+The job is as in speed_ours.py; kind may also be reference. Writes seconds of each iteration, of the profiled one, and
+what MindSpore's profiler says of the operators in it: type → number and seconds.
+"""
+
+import json
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import speed_ours
+from machine import write
+from mindspore import Tensor
+from phase_operators import profiled
+from speed_timing import Work, read_job
+
+from r1parallel.checkpoint.load import open_model
+from r1parallel.config import load_config
+from r1parallel.config.load import GRPO_SECTIONS
+from r1parallel.config.model import load_model_config
+from r1parallel.config.schema import ContextConfig
+from r1parallel.models.parameters import load_slices
+from r1parallel.parallel.device import setup_device
+from r1parallel.parallel.world import World
+from r1parallel.rl.models import Reference
+from r1parallel.rl.trainer import row_shape
+
+
+def reference(job: dict[str, Any]) -> Work:
+    """Log-probs of all completions under the reference, a batch of rows after the other."""
+    config, model_config = load_config(job["config"], job["flags"], GRPO_SECTIONS), load_model_config(job["model"])
+    experience = speed_ours.given_experience(job, config)
+    shape = row_shape(config, speed_ours.data_set(job))
+    model = Reference(config, model_config, shape, World())
+    load_slices(model.model, open_model(job["model"], model_config), model.layout, 0)
+    samples = np.arange(len(job["completions"]))
+
+    def logps(number: int) -> dict[str, Any]:
+        for part in shape.rows(experience, samples, model.rows).parts(model.rows):
+            part.put(model.logps(Tensor(part.tokens), Tensor(part.places)).asnumpy(), experience.ref_logps)
+        return {}
+
+    return logps
+
+
+def main() -> None:
+    job = read_job(sys.argv[1])
+    setup_device(ContextConfig())
+    work = {"rollout": speed_ours.rollout, "reference": reference, "training": speed_ours.training}[job["kind"]](job)
+    seconds = []
+    for number in range(job["warm_up"] + job["iterations"]):
+        began = time.perf_counter()
+        work(number)
+        seconds.append(time.perf_counter() - began)
+        print(json.dumps(seconds[-1]), flush=True)
+    under, found = profiled(lambda: work(len(seconds)), Path("trace"))
+    result = {
+        "seconds": seconds[job["warm_up"] :],
+        "profiled": under,
+        "operators": found,
+        "versions": {name: version(name) for name in ("mindspore", "numpy")},
+    }
+    write(Path(job["output"]), json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""The two models that generation is made of; they share their weights and one cache. See `cache.py`."""
+
+from dataclasses import replace
+from functools import partial
+
+from mindspore import nn
+
+from r1parallel.config.model import ModelConfig
+from r1parallel.models.cache import PromptRows, TokenRows
+from r1parallel.models.fused import PLAIN, Operators
+from r1parallel.models.layers import Linear, TiedHead
+from r1parallel.models.parameters import share_parameters
+from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
+
+
+def token_model(config: ModelConfig, rows: int, slots: int, operators: Operators = PLAIN) -> Qwen2ForCausalLM:
+    """Takes a token of every row of the cache: (tokens_B1, spots, positions_B); see `TokenRows` and `Cache`.
+
+    Args:
+        config: sizes of the model.
+        rows: of the cache.
+        slots: of a row.
+        operators: what it is made of.
+    """
+    return _for_few_rows(
+        Qwen2ForCausalLM(
+            config, slots, _with_rows(operators, TokenRows), lambda sizes: operators.token_attention(sizes, rows, slots)
+        )
+    )
+
+
+def prompt_model(tokens: Qwen2ForCausalLM, length: int, operators: Operators = PLAIN) -> Qwen2ForCausalLM:
+    """Takes prompts: (tokens_QP, targets_BX, lengths_Q); see `PromptRows` and `Cache`.
+
+    Args:
+        tokens: the `token_model` whose weights and cache it shares.
+        length: P, slots of a prompt.
+        operators: what that is made of.
+    """
+    cache = tokens.model.layers[0].attention.cache
+    model = Qwen2ForCausalLM(
+        tokens.config,
+        length,
+        _with_rows(operators, PromptRows),
+        lambda sizes: operators.prompt_attention(sizes, cache.rows, cache.slots),
+    )
+    share_parameters(tokens, model)
+    return _for_few_rows(model)
+
+
+def _with_rows(operators: Operators, rows: type[nn.Cell]) -> Operators:
+    return replace(operators, geometry=partial(operators.geometry, rows=rows))
+
+
+def _for_few_rows(model: Qwen2ForCausalLM) -> Qwen2ForCausalLM:
+    """Ask the CPU backend for its own products; see `cpu_backend/matmul.h`. It has them for weights as [out, in]."""
+    if not model.model.layers[0].attention.wo.transposed:
+        for _, cell in model.cells_and_names():
+            if isinstance(cell, Linear | TiedHead):
+                cell.matmul.add_prim_attr("few_rows", True)
+    return model

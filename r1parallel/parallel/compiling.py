@@ -1,0 +1,25 @@
+"""A line for whoever waits for the compiler."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from r1parallel.parallel.waiting import waiting
+from r1parallel.parallel.world import DryWorld, World
+
+
+@contextmanager
+def compiling(what: str, world: World) -> Iterator[None]:
+    """Around the compilation of graphs, or their loading from the cache; every rank calls it.
+
+    Rank 0 prints what is being compiled and, when it is done, how many seconds that took; a dry run prints nothing.
+    """
+    said, began = world.is_leader and not isinstance(world, DryWorld), time.perf_counter()
+    if said:
+        print(f"compiling {what} …", end="", flush=True)
+    try:
+        with waiting(f"compilation of {what}"):
+            yield
+    finally:
+        if said:
+            print(f" {time.perf_counter() - began:.1f} s", flush=True)

@@ -1,0 +1,246 @@
+"""Who sits in which row of the cache, without a model: a cache of numbers follows what the two graphs would write."""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from r1parallel.generation.seats import Filling, Seats
+
+NOTHING = -1
+PAD = 7
+
+
+class Job(NamedTuple):
+    """Sizes of the cache, and samples: a prompt, and the tokens that are drawn for it."""
+
+    rows: int
+    sections: int
+    prompts: int  # of a launch
+    longest: int
+    most: int  # tokens drawn
+    samples: Sequence[tuple[tuple[int, ...], int]]
+
+    def seats(self) -> Seats:
+        return Seats(self.rows, self.sections, self.prompts, max(1, self.longest - 1), self.slots, PAD)
+
+    @property
+    def slots(self) -> int:
+        return self.longest + self.most
+
+
+class Launch(NamedTuple):
+    """One of the two graphs: samples that sat down before it, and those that were complete after it."""
+
+    kind: str
+    seated: tuple[int, ...]
+    ended: tuple[int, ...]
+
+
+@st.composite
+def jobs(draw) -> Job:
+    sections, longest, most = draw(st.integers(1, 3)), draw(st.integers(1, 5)), draw(st.integers(1, 5))
+    pool = draw(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=longest), min_size=1, max_size=4))
+    sample = st.tuples(st.sampled_from([tuple(prompt) for prompt in pool]), st.integers(1, most))
+    return Job(
+        sections * draw(st.integers(1, 6)),
+        sections,
+        draw(st.integers(1, 3)),
+        longest,
+        most,
+        draw(st.lists(sample, max_size=20)),
+    )
+
+
+class Cache:
+    """What the graphs leave in every slot, here the token itself; rows are numbered through all sections."""
+
+    def __init__(self, job: Job):
+        self.job, self.section_rows = job, job.rows // job.sections
+        self.slots = np.full((job.rows, job.slots), NOTHING)
+
+    def line(self, row: int, pair: np.ndarray) -> np.ndarray:
+        """The slots of a row that a (row, slot) of its section's own numbers points to; nobody writes elsewhere."""
+        section, own = divmod(row, self.section_rows)
+        assert pair[0] == own, (row, pair)
+        assert 0 <= pair[1] < self.job.slots
+        return self.slots[section * self.section_rows + pair[0]]
+
+    def fill(self, filling: Filling) -> None:
+        """Write prompts into the rows that get one."""
+        job, size = self.job, max(1, self.job.longest - 1)
+        assert filling.tokens_QP.shape == (job.sections * job.prompts, size)
+        assert filling.targets_BX.shape == (job.rows, 1 + 2 * size)
+        assert filling.lengths_Q.shape == (job.sections * job.prompts,)
+        assert {x.dtype for x in filling} == {np.dtype(np.int32)}
+        for row, targets in enumerate(filling.targets_BX):
+            assert 0 <= targets[0] < job.prompts
+            number, pairs = row // self.section_rows * job.prompts + targets[0], targets[1:].reshape(-1, 2)
+            for token, pair in zip(filling.tokens_QP[number], pairs, strict=True):
+                self.line(row, pair)[pair[1]] = token
+            assert (pairs[:, 1] != job.slots - 1).sum() in (0, filling.lengths_Q[number])
+
+
+def run(job: Job) -> Iterator[Launch]:
+    """Do with seats what the engine does, and check every launch."""
+    seats, cache, queue = job.seats(), Cache(job), deque(range(len(job.samples)))
+    prompts = [prompt for prompt, _ in job.samples]
+    texts = [list(prompt) for prompt in prompts]  # as far as they are known
+    while queue or len(seats.taken):
+        while seats.worth_filling(len(queue)):
+            before, occupied, first = set(seats.taken), seats.sample.copy(), list(queue)
+            free = job.rows - len(before)
+            assert free >= min(len(queue), max(1, job.rows // 4))
+            live = cache.slots[list(before), :-1].copy()
+            cache.fill(seats.fill(queue, prompts))
+            np.testing.assert_array_equal(cache.slots[list(before), :-1], live)  # those who sit are left alone
+            seated = sorted(set(seats.taken) - before)
+            assert 1 <= len(seated) <= free
+            np.testing.assert_array_equal(seats.sample[list(before)], occupied[list(before)])
+            assert sorted(seats.sample[seated]) == first[: len(seated)] and list(queue) == first[len(seated) :]
+            yield Launch("fill", tuple(first[: len(seated)]), ())
+        step(job, seats, cache, texts)
+        ended = [row for row in seats.taken if seats.drawn[row] == job.samples[seats.sample[row]][1]]
+        complete = tuple(int(sample) for sample in seats.sample[ended])
+        seats.leave(np.array(ended, int))
+        assert not set(ended) & set(seats.taken)
+        yield Launch("token", (), complete)
+    assert [len(text) - len(prompt) for text, prompt in zip(texts, prompts, strict=True)] == [n for _, n in job.samples]
+
+
+def step(job: Job, seats: Seats, cache: Cache, texts: list[list[int]]) -> None:
+    """Run a token of every row: it is written and attends to all slots up to its own."""
+    spots, positions = seats.places()
+    assert (spots.shape, positions.shape) == ((job.rows, 2), (job.rows,))
+    assert spots.dtype == positions.dtype == seats.token.dtype == np.int32
+    for row, pair in enumerate(spots):
+        cache.line(row, pair)[pair[1]] = seats.token[row]
+        sample = seats.sample[row]
+        if sample == NOTHING:
+            assert (pair[1], positions[row]) == (job.slots - 1, 0)  # what it writes is not kept
+            continue
+        assert pair[1] == positions[row] == len(texts[sample]) - 1 < job.slots - 1
+        assert cache.slots[row, : len(texts[sample])].tolist() == texts[sample]
+    rows = seats.taken
+    assert len(set(seats.sample[rows])) == len(rows)
+    drawn = np.array([100 + 10 * sample + len(texts[sample]) for sample in seats.sample[rows]], np.int32)
+    for sample, token in zip(seats.sample[rows], drawn, strict=True):
+        texts[sample].append(int(token))
+    seats.token[rows], seats.drawn[rows] = drawn, seats.drawn[rows] + 1
+
+
+@settings(max_examples=300, deadline=None)
+@given(jobs())
+def test_every_sample_sits_once_and_sees_its_own_text_alone(job):
+    launches = list(run(job))
+    assert [sample for launch in launches for sample in launch.seated] == list(range(len(job.samples)))
+    ended = [sample for launch in launches for sample in launch.ended]
+    assert sorted(ended) == list(range(len(job.samples)))
+
+
+@settings(max_examples=200, deadline=None)
+@given(jobs())
+def test_a_prompt_is_computed_once_for_all_who_sit_down_in_a_section(job):
+    seats, queue = job.seats(), deque(range(len(job.samples)))
+    prompts = [prompt for prompt, _ in job.samples]
+    section_rows = job.rows // job.sections
+    while queue:
+        filling = seats.fill(queue, prompts)
+        for section, numbers in enumerate(filling.targets_BX[:, 0].reshape(job.sections, section_rows)):
+            computed: dict[tuple[int, ...], set[int]] = {}
+            for row, number in enumerate(numbers, section * section_rows):
+                if seats.sample[row] != NOTHING:
+                    computed.setdefault(prompts[seats.sample[row]], set()).add(int(number))
+            assert all(len(numbers) == 1 for numbers in computed.values())
+            assert len({*map(min, computed.values())}) == len(computed) <= job.prompts
+            for prompt, (number,) in computed.items():
+                line = filling.tokens_QP[section * job.prompts + number]
+                assert line.tolist() == [*prompt[:-1], *[PAD] * (len(line) - len(prompt) + 1)]
+                assert filling.lengths_Q[section * job.prompts + number] == max(1, len(prompt) - 1)
+        seats.leave(seats.taken)
+
+
+def same(count: int, length: int = 2, tokens: int = 1) -> list[tuple[tuple[int, ...], int]]:
+    """Samples of one prompt."""
+    return [(tuple(range(length)), tokens)] * count
+
+
+def different(count: int, lengths: Sequence[int]) -> list[tuple[tuple[int, ...], int]]:
+    """Samples of prompts that differ, for so many tokens each."""
+    return [((number, 1), lengths[number % len(lengths)]) for number in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "waiting", "free", "worth"),
+    [(8, 5, 1, False), (8, 5, 2, True), (8, 1, 1, True), (8, 0, 8, False), (3, 9, 1, True), (9, 9, 0, False)],
+)
+def test_a_quarter_of_the_rows_or_all_who_wait_are_worth_a_launch(rows, waiting, free, worth):
+    seats = Seats(rows, 1, rows, 2, 6, PAD)
+    seats.fill(deque(range(rows - free)), [(1, 2)] * rows)
+    assert len(seats.taken) == rows - free
+    assert seats.worth_filling(waiting) == worth
+
+
+def test_a_row_is_given_to_the_next_sample_at_once():
+    """Three rows; the second sample is the shortest. Later ones come as rows are freed, in the order of the queue."""
+    job = Job(3, 1, 3, 2, 9, different(6, [5, 2, 4, 3, 1, 2]))
+    kinds = [(launch.kind, launch.seated, launch.ended) for launch in run(job)]
+    assert kinds == [
+        ("fill", (0, 1, 2), ()),
+        ("token", (), ()),
+        ("token", (), (1,)),
+        ("fill", (3,), ()),
+        ("token", (), ()),
+        ("token", (), (2,)),
+        ("fill", (4,), ()),
+        ("token", (), (0, 3, 4)),
+        ("fill", (5,), ()),
+        ("token", (), ()),
+        ("token", (), (5,)),
+    ]
+
+
+def launches_of(job: Job) -> dict[str, int]:
+    kinds = [launch.kind for launch in run(job)]
+    return {kind: kinds.count(kind) for kind in ("fill", "token")}
+
+
+def test_samples_of_one_prompt_take_one_launch_and_others_as_many_as_their_prompts_need():
+    assert launches_of(Job(8, 1, 1, 2, 3, same(8))) == {"fill": 1, "token": 1}
+    assert launches_of(Job(8, 1, 2, 2, 3, different(8, [2]))) == {"fill": 4, "token": 2}
+    assert launches_of(Job(8, 2, 1, 2, 3, different(8, [2]))) == {"fill": 4, "token": 2}  # each section computes one
+    assert launches_of(Job(8, 2, 1, 2, 3, same(8))) == {"fill": 1, "token": 1}
+
+
+def test_sections_are_filled_evenly():
+    seats = Seats(8, 2, 4, 2, 6, PAD)
+    seats.fill(deque(range(4)), [(number,) for number in range(4)])
+    assert (seats.sample.reshape(2, 4) != NOTHING).sum(1).tolist() == [2, 2]
+    seats.leave(np.flatnonzero(seats.sample.reshape(2, 4)[0] != NOTHING))
+    seats.fill(deque([4, 5]), [(number,) for number in range(6)])
+    assert (seats.sample.reshape(2, 4)[0] != NOTHING).sum() == 2  # the emptier one
+
+
+@pytest.mark.parametrize("samples", [64, 256])
+def test_rows_work_until_the_queue_is_empty(samples):
+    """Lengths differ by a factor of eight. In batches every row would wait for the longest of its batch."""
+    rng = np.random.default_rng(samples)
+    lengths = rng.integers(1, 9, samples).tolist()
+    steps = launches_of(Job(16, 1, 4, 2, 8, different(samples, lengths)))["token"]
+    batches = sum(max(lengths[first : first + 16]) for first in range(0, samples, 16))
+    assert sum(lengths) / 16 <= steps < 0.8 * batches
+
+
+def test_a_sample_of_one_token_needs_nothing_in_the_cache():
+    """The prompt's only token is the first that the token graph is given."""
+    job = Job(2, 1, 2, 1, 2, [((5,), 1), ((6,), 2), ((8,), 1)])
+    seats = job.seats()
+    filling = seats.fill(deque([0, 1]), [prompt for prompt, _ in job.samples])
+    assert filling.lengths_Q.tolist() == [1, 1]
+    assert filling.targets_BX[:, 1:].tolist() == [[0, job.slots - 1], [1, job.slots - 1]]
+    assert seats.token.tolist() == [5, 6]
+    assert launches_of(job) == {"fill": 2, "token": 2}

@@ -1,0 +1,171 @@
+"""The static cache, and the two models that share it."""
+
+from dataclasses import replace
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, nn, ops
+
+from r1parallel.models.cache import Cache, PromptRows, TokenRows
+from r1parallel.models.cached import prompt_model, token_model
+from r1parallel.models.fused import FUSED, PLAIN
+from r1parallel.models.parameters import load_parameters, parameter_values
+from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
+
+ROWS, SLOTS, HEADS, SIZE, PROMPT = 4, 7, 2, 3, 4
+SCRATCH = SLOTS - 1
+
+pytestmark = pytest.mark.usefixtures("mindspore_cpu")
+
+
+class Put(nn.Cell):
+    def __init__(self, cache):
+        super().__init__(auto_prefix=False)
+        self.cache = cache
+
+    def construct(self, k, v, spots):
+        return self.cache.put_tokens(k, v, spots)
+
+
+class Fill(nn.Cell):
+    def __init__(self, cache, prompts):
+        super().__init__(auto_prefix=False)
+        self.cache, self.prompts, self.done = cache, prompts, ops.Add()
+
+    def construct(self, k, v, targets):
+        self.cache.put_prompts(k, v, self.prompts, targets)
+        return self.done(targets, 0)
+
+
+def numbers(*shape):
+    """Every number once, none of them zero."""
+    return np.arange(1, 1 + np.prod(shape), dtype=np.float32).reshape(shape)
+
+
+def contents(cache):
+    return cache.key_cache.asnumpy().copy(), cache.value_cache.asnumpy().copy()
+
+
+def targets_of(rows):
+    """(prompt, length, …) of every row → targets_BX; what no token is for goes to the row's last slot."""
+    targets = np.full((ROWS, 1 + 2 * PROMPT), SCRATCH, np.int32)
+    targets[:, 1::2] = np.arange(ROWS)[:, None]
+    for row, (prompt, length) in enumerate(rows):
+        targets[row, 0] = prompt
+        targets[row, 2 : 2 + 2 * length : 2] = np.arange(length)
+    return targets
+
+
+def test_a_token_of_every_row_is_added():
+    cache = Cache(ROWS, SLOTS, HEADS, SIZE, ms.float32)
+    k = numbers(ROWS, 1, HEADS, SIZE)
+    expected = np.zeros((2, ROWS, SLOTS, HEADS, SIZE), np.float32)
+    put = Put(cache)
+    for slots in ([0, 3, SCRATCH, 2], [1, 4, 0, 2]):
+        spots = np.stack([np.arange(ROWS), slots], axis=1).astype(np.int32)
+        given = put(Tensor(k), Tensor(-k), Tensor(spots))
+        expected[:, np.arange(ROWS), slots] = k[:, 0], -k[:, 0]
+        for ours, kept, wanted in zip(given, contents(cache), expected, strict=True):
+            np.testing.assert_array_equal(ours.asnumpy(), wanted)
+            np.testing.assert_array_equal(kept, wanted)
+        k = k + 1000
+
+
+def test_rows_may_take_the_same_prompt_or_none():
+    """Rows 0 and 2 take three tokens of prompt 1, row 3 all of prompt 0; row 1 keeps what it has."""
+    cache = Cache(ROWS, SLOTS, HEADS, SIZE, ms.float32)
+    old = 0.5 + numbers(ROWS, SLOTS, HEADS, SIZE)
+    cache.key_cache.set_data(Tensor(old))
+    cache.value_cache.set_data(Tensor(2 * old))
+    k = numbers(2 * PROMPT, HEADS * SIZE)
+    targets = targets_of([(1, 3), (0, 0), (1, 3), (0, PROMPT)])
+    Fill(cache, 2)(Tensor(k), Tensor(-k), Tensor(targets)).asnumpy()
+    prompts = k.reshape(2, PROMPT, HEADS, SIZE)
+    for kept, before, given in zip(contents(cache), (old, 2 * old), (prompts, -prompts), strict=True):
+        for row, (prompt, length) in enumerate([(1, 3), (0, 0), (1, 3), (0, PROMPT)]):
+            np.testing.assert_array_equal(kept[row, :length], given[prompt, :length])
+            np.testing.assert_array_equal(kept[row, length:SCRATCH], before[row, length:SCRATCH])
+
+
+def test_a_token_sees_the_slots_up_to_its_own():
+    positions = np.array([0, 2, 5], np.int32)
+    spots = np.stack([np.arange(3), [0, 2, SCRATCH]], axis=1).astype(np.int32)
+    found, seen = TokenRows(SLOTS)(Tensor(spots), Tensor(positions))
+    assert found.asnumpy().tolist() == [[0], [2], [5]]
+    assert seen.asnumpy().tolist() == [[[slot <= position for slot in range(SLOTS)]] for position in positions]
+
+
+def test_a_token_of_a_prompt_sees_what_is_of_it_and_not_behind():
+    lengths = np.array([3, 1, PROMPT], np.int32)
+    targets = np.zeros((ROWS, 1 + 2 * PROMPT), np.int32)
+    positions, seen = PromptRows(PROMPT)(Tensor(targets), Tensor(lengths))
+    assert positions.asnumpy().tolist() == [list(range(PROMPT))] * 3
+    for length, seen_PP in zip(lengths, seen.asnumpy(), strict=True):
+        for query in range(PROMPT):
+            assert seen_PP[query].tolist() == [key <= query and key < length for key in range(PROMPT)]
+            assert seen_PP[query].any()  # padding too
+
+
+@pytest.mark.parametrize("operators", [PLAIN, FUSED], ids=["plain", "fused"])
+def test_both_models_hold_the_same_weights_and_cache(tiny_config, operators):
+    tokens = token_model(tiny_config, ROWS, SLOTS, operators)
+    prompts = prompt_model(tokens, PROMPT, operators)
+    ours = {p.name: p for p in tokens.get_parameters()}
+    theirs = {p.name: p for p in prompts.get_parameters()}
+    assert ours.keys() == theirs.keys() and all(ours[name] is theirs[name] for name in ours)
+    for layer in (0, 1):
+        cache = prompts.model.layers[layer].attention.cache
+        assert cache.key_cache is tokens.model.layers[layer].attention.cache.key_cache
+        assert tuple(cache.key_cache.shape) == (ROWS, SLOTS, tiny_config.num_kv_heads, tiny_config.head_dim)
+    assert len({p.name for p in tokens.get_parameters() if p.name.endswith("_cache")}) == 4
+
+
+def asked_for_few_rows(model):
+    return {bool(cell.matmul.attrs.get("few_rows")) for _, cell in model.cells_and_names() if hasattr(cell, "matmul")}
+
+
+@pytest.mark.parametrize(("operators", "asked"), [(PLAIN, {False}), (FUSED, {True})], ids=["plain", "fused"])
+def test_products_of_few_rows_are_asked_for_where_weights_lie_right(tiny_config, operators, asked):
+    tokens = token_model(tiny_config, ROWS, SLOTS, operators)
+    assert asked_for_few_rows(tokens) == asked_for_few_rows(prompt_model(tokens, PROMPT, operators)) == asked
+    assert asked_for_few_rows(Qwen2ForCausalLM(tiny_config, SLOTS, operators)) == {False}  # rounds alike for all rows
+
+
+@pytest.mark.parametrize("operators", [PLAIN, FUSED], ids=["plain", "fused"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_logits_are_those_of_the_model_without_a_cache(request, tiny_config, noisy_values, operators, tied):
+    """Prompts into rows that held others before, then tokens one after the other, each row at its own place."""
+    if operators is FUSED:
+        request.getfixturevalue("fused_kernels")
+    config = replace(tiny_config, tie_word_embeddings=tied)
+    rng = np.random.default_rng(8)
+    texts = rng.integers(0, config.vocab_size, (ROWS, SCRATCH)).astype(np.int32)
+    texts[2] = texts[0, [0, 1, 2, 5, 5, 5]]  # shares the prompt of the first
+    lengths = [3, PROMPT, 3, 1]  # of the prompts; those of row 0 and 2 are computed once
+    values = noisy_values(config, seed=6)
+    whole = Qwen2ForCausalLM(config, SCRATCH, operators)
+    load_parameters(whole, values, "test")
+    slots, starts = Tensor(np.arange(SCRATCH, dtype=np.int32)), Tensor(np.zeros(ROWS, np.int32))
+    expected = whole(Tensor(texts), slots, starts).asnumpy().reshape(ROWS, SCRATCH, -1)
+
+    tokens = token_model(config, ROWS, SLOTS, operators)
+    prompts = prompt_model(tokens, PROMPT, operators)
+    load_parameters(tokens, values, "test")
+    for parameter in tokens.get_parameters():
+        if parameter.name.endswith("_cache"):
+            parameter.set_data(Tensor(rng.normal(size=parameter.shape).astype(np.float32)))
+    filling = np.stack([texts[0, :PROMPT], texts[1, :PROMPT], texts[3, :PROMPT]])
+    targets = targets_of([(0, 3), (1, PROMPT), (0, 3), (2, 1)])
+    prompts(Tensor(filling), Tensor(targets), Tensor(np.array([3, PROMPT, 1], np.int32))).asnumpy()
+    at = np.array(lengths, np.int32)
+    while (at < SCRATCH).any():
+        busy = at < SCRATCH
+        spots = np.stack([np.arange(ROWS), np.where(busy, at, SCRATCH)], axis=1).astype(np.int32)
+        places = np.where(busy, at, 0).astype(np.int32)
+        given = np.where(busy, texts[np.arange(ROWS), np.minimum(at, SCRATCH - 1)], 0)[:, None].astype(np.int32)
+        logits = tokens(Tensor(given), Tensor(spots), Tensor(places)).asnumpy()
+        for row in np.flatnonzero(busy):
+            np.testing.assert_allclose(logits[row], expected[row, at[row]], rtol=0, atol=5e-5)
+        at = np.where(busy, at + 1, at)
+    assert parameter_values(tokens).keys() == values.keys()
