@@ -2,6 +2,7 @@
 
 import atexit
 import json
+import re
 import runpy
 import shutil
 import sys
@@ -156,6 +157,14 @@ def sft_config(inputs: TinyInputs, output: Path, **changes: object) -> RunConfig
     config = parse_command_line(sft_flags(inputs, output, **changes), SFT_SECTIONS, "run_sft.py", "")
     check_config(config, SFT_SECTIONS, world_size=1)
     return config
+
+
+def error_line(said: str) -> str:
+    """Without "error: ", the line that ends what a refused command said on stderr; before it: what it compiled."""
+    *before, last = said.splitlines()
+    assert all(re.fullmatch(r"compiling [a-z -]+ … \d+\.\d s", line) for line in before), said
+    assert last.startswith("error: ") and said.endswith("\n"), said
+    return last.removeprefix("error: ")
 
 
 def run_script(script: str, flags: list[str]) -> int:

@@ -162,12 +162,9 @@ def parameter_values(
     return values
 
 
-def state_values(
-    state: Mapping[str, ms.Parameter], layout: ModelLayout, rank: int, *, copy: bool = True
-) -> dict[str, np.ndarray]:
-    """What this rank holds of an optimizer's state, under the same names; `copy` as in `parameter_values`."""
-    own = {name: p.asnumpy() for name, p in state.items() if region_of(name, layout, rank) is not None}
-    return {name: value.copy() for name, value in own.items()} if copy else own
+def state_values(state: Mapping[str, ms.Parameter], layout: ModelLayout, rank: int) -> dict[str, np.ndarray]:
+    """What this rank holds of an optimizer's state, under the same names: live buffers."""
+    return {name: p.asnumpy() for name, p in state.items() if region_of(name, layout, rank) is not None}
 
 
 def random_values(config: ModelConfig, seed: int, scale: float = 0.02) -> dict[str, np.ndarray]:

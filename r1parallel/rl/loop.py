@@ -1,6 +1,7 @@
 """A reinforcement learning run from configuration to report."""
 
 from pathlib import Path
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -12,6 +13,7 @@ from r1parallel.checkpoint.shards import Shards
 from r1parallel.config import RunConfig
 from r1parallel.config.load import GRPO_SECTIONS
 from r1parallel.config.model import ModelConfig
+from r1parallel.config.schema import RLConfig
 from r1parallel.errors import UserError
 from r1parallel.models.parameters import load_state, parameter_values, state_values
 from r1parallel.monitor.memory import host_memory_used_fraction
@@ -20,6 +22,7 @@ from r1parallel.parallel.collectives import all_gather
 from r1parallel.parallel.device import setup_device
 from r1parallel.parallel.graph_cache import GraphCache, keep_graphs
 from r1parallel.parallel.strategy import write_model_strategies
+from r1parallel.parallel.world import World
 from r1parallel.rewards import check_reward_names
 from r1parallel.rl.trainer import StepResult, Trainer
 from r1parallel.training.inputs import fingerprint, graph_parts, load_inputs
@@ -38,15 +41,16 @@ def run_grpo(config: RunConfig) -> Path:
     world = setup_device(config.context)
     graphs = keep_graphs(config.context, world, ["grpo", *graph_parts(config, inputs)])
     ms.set_seed(settings.seed)
+    folder = _run_folder(config, world)
     trainer = Trainer(config, inputs.model, inputs.rows, inputs.tokenizer, world)
-    folder = _run_folder(config, trainer)
+    folder.restore(_identity(settings, trainer))
     check_steps_left(folder.step, trainer.total, folder.model, "rl_config.max_steps or rl_config.epochs")
     _load(config, trainer, folder, inputs.model)
     folder.open()
     if world.is_leader:
         _write_strategies(config, trainer)
     _train(config, trainer, folder, graphs)
-    shards = Shards(trainer.actor.layout, trainer.actor.values(copy=False))
+    shards = Shards(trainer.actor.layout, trainer.actor.values())
     tokenizer = settings.tokenizer_dir
     model_dir = save_model_ranks(folder.model, shards, tokenizer, inputs.tokenizer.stop_ids, world)
     folder.close()
@@ -80,28 +84,24 @@ def _write_strategies(config: RunConfig, trainer: Trainer) -> None:
         write_model_strategies(layout, model, config.rl_config.save_strategy_dir)
 
 
-def _run_folder(config: RunConfig, trainer: Trainer) -> RunFolder:
+def _run_folder(config: RunConfig, world: World) -> RunFolder:
     settings = config.rl_config
     board = (
         Path(settings.tensorboard_dir or Path(settings.output_dir) / "tensorboard") if settings.tensorboard else None
     )
-    identity = {
+    save, resume = config.actor_config.save, settings.resume_training
+    return RunFolder(config, GRPO_SECTIONS, settings.output_dir, save, board, resume, world)
+
+
+def _identity(settings: RLConfig, trainer: Trainer) -> dict[str, Any]:
+    """What must not change between a run and its continuation."""
+    return {
         "data_set": fingerprint(trainer.rollout.rows),
         "prompts_per_step": trainer.rollout.prompts_per_step,
         "num_generations": trainer.rollout.group,
         "seed": settings.seed,
         "beta": settings.beta,  # 0 keeps no reference model, also not in the checkpoints
     }
-    return RunFolder(
-        config,
-        GRPO_SECTIONS,
-        settings.output_dir,
-        config.actor_config.save,
-        board,
-        settings.resume_training,
-        identity,
-        trainer.world,
-    )
 
 
 def _train(config: RunConfig, trainer: Trainer, folder: RunFolder, graphs: GraphCache | None) -> None:
@@ -143,8 +143,8 @@ def _snapshot(trainer: Trainer) -> tuple[dict[str, Shards], dict[str, float]]:
     """This rank's slices of everything that a run goes on from, as they are until the next step, and the counters."""
     layout, rank = trainer.actor.layout, trainer.world.rank
     groups = {
-        "actor": Shards(layout, trainer.actor.values(copy=False)),
-        "optimizer": Shards(layout, state_values(trainer.train.optimizer.state(), layout, rank, copy=False)),
+        "actor": Shards(layout, trainer.actor.values()),
+        "optimizer": Shards(layout, state_values(trainer.train.optimizer.state(), layout, rank)),
     }
     if trainer.reference is not None:
         values = parameter_values(trainer.reference.model, trainer.reference.layout, rank, copy=False)

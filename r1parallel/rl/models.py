@@ -75,9 +75,9 @@ class Actor:
         if self._tied is not None:
             self._tied.refresh()
 
-    def values(self, *, copy: bool = True) -> dict[str, np.ndarray]:
-        """This rank's slices; `copy` as in `parameter_values`."""
-        return parameter_values(self.model, self.layout, self._world.rank, copy=copy)
+    def values(self) -> dict[str, np.ndarray]:
+        """This rank's slices; they may show the live buffers, which the next step overwrites."""
+        return parameter_values(self.model, self.layout, self._world.rank, copy=False)
 
 
 class TiedCopy:
@@ -170,7 +170,7 @@ class WeightSync:
         Raises:
             RuntimeError: what arrived differs from what the actor holds.
         """
-        values = self._actor.values(copy=False)
+        values = self._actor.values()
         arrived = reshard(self._plan, self._world.rank, values, self._transport)
         verify_reshard(self._actor.layout, self._layout, self._world, values, arrived)
         set_slices(self._model, arrived)

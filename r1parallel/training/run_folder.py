@@ -23,15 +23,17 @@ _NONE = -1  # no checkpoint, among step numbers
 
 
 class RunFolder:
-    """The folder of one run. Making it only reads, so that a refused run changes nothing; `open` starts writing.
+    """The folder of one run. Making it and `restore` only read, so that a refused run changes nothing; `open` writes.
+
+    It is made before anything is compiled: who names a used folder is told so at once.
 
     Every rank has one and calls the same methods. Rank 0 chooses the checkpoint to resume from, and alone writes
     config.json, metrics and samples; every rank writes its own slices into a checkpoint.
 
     Attributes:
         step: steps done when this process starts.
-        sources: group → full tensors of the checkpoint, read slice by slice; empty where there is none.
-        state: of the checkpoint.
+        sources: group → full tensors of the checkpoint, read slice by slice; empty where none is resumed from.
+        state: of that checkpoint.
 
     Args:
         config: the whole run; written to config.json.
@@ -40,12 +42,10 @@ class RunFolder:
         save_dir: where checkpoints go; empty: <output_dir>/checkpoints.
         tensorboard_dir: None: no TensorBoard files.
         resume: go on from the newest checkpoint.
-        identity: what must not change between a run and its continuation (data set, batch sizes, seed). The layout
-            and the number of ranks may.
         world: which rank this is.
 
     Raises:
-        UserError: the folder holds a run and `resume` is off, or its checkpoint is of another `identity`.
+        UserError: the folder holds checkpoints and `resume` is off.
     """
 
     def __init__(
@@ -56,21 +56,18 @@ class RunFolder:
         save_dir: str,
         tensorboard_dir: Path | None,
         resume: bool,
-        identity: dict[str, Any],
         world: World,
     ):
         self.path = Path(output_dir)
         self.model = self.path / "model"  # the final weights
         self._config, self._sections, self._tensorboard_dir, self._resume = config, sections, tensorboard_dir, resume
         self.checkpoints = Path(save_dir) if save_dir else self.path / "checkpoints"
-        self._identity, self._world = identity, world
+        self._world, self._identity = world, dict[str, Any]()
         self.step = 0
         self.sources: dict[str, Source] = {}
         self.state: dict[str, Any] = {}
-        newest = self._newest()
-        if resume:
-            self._restore(newest)
-        elif newest is not None:
+        self._found = self._newest()
+        if self._found is not None and not resume:
             raise UserError(
                 f"{self.checkpoints}: holds checkpoints of a run; go on with --resume_training or choose another folder"
             )
@@ -98,13 +95,25 @@ class RunFolder:
         step = int(broadcast(self._world, np.array([step], np.int64), "which checkpoint is the newest")[0])
         return None if step == _NONE else self.checkpoints / step_name(step)
 
-    def _restore(self, newest: Path | None) -> None:
+    def restore(self, identity: dict[str, Any]) -> None:
+        """Open the newest checkpoint if the run is to go on from one.
+
+        Args:
+            identity: what must not change between a run and its continuation (data set, batch sizes, seed). The layout
+                and the number of ranks may.
+
+        Raises:
+            UserError: the checkpoint is of another `identity`.
+        """
+        self._identity, newest = identity, self._found
+        if not self._resume:
+            return
         if newest is None:
             self._say(f"no checkpoint in {self.checkpoints} yet: starting at step 0")
             return
         self.sources, self.state = load_run_state(newest)
         self.step = int(self.state["step"])
-        for key, value in self._identity.items():
+        for key, value in identity.items():
             if self.state["identity"].get(key) != value:
                 raise UserError(
                     f"{newest}: {key} was {self.state['identity'].get(key)!r}, now it is {value!r}; "

@@ -154,13 +154,13 @@ def run_sft(config: RunConfig) -> Path:
     world = setup_device(config.context)
     graphs = keep_graphs(config.context, world, ["sft", *graph_parts(config, inputs)])
     ms.set_seed(settings.seed)
-    trainer = SFTTrainer(config, model_config, rows, held_out, world)
     board = (
         Path(settings.tensorboard_dir or Path(settings.output_dir) / "tensorboard") if settings.tensorboard else None
     )
-    identity = {"data_set": fingerprint(rows), "update_rows": trainer.update_rows, "seed": settings.seed}
     resume = settings.resume_training
-    folder = RunFolder(config, SFT_SECTIONS, settings.output_dir, actor.save, board, resume, identity, world)
+    folder = RunFolder(config, SFT_SECTIONS, settings.output_dir, actor.save, board, resume, world)
+    trainer = SFTTrainer(config, model_config, rows, held_out, world)
+    folder.restore({"data_set": fingerprint(rows), "update_rows": trainer.update_rows, "seed": settings.seed})
     if folder.sources:
         load_slices(trainer.model, folder.sources["actor"], trainer.layout, world.rank)
         load_state(trainer.step.optimizer.state(), folder.sources["optimizer"], trainer.layout, world.rank)
@@ -220,7 +220,7 @@ def _train(config: RunConfig, trainer: SFTTrainer, folder: RunFolder, graphs: Gr
         folder.log(step, metrics)
         if last or (settings.save_ckpt_interval and step % settings.save_ckpt_interval == 0):
             with timer.phase("checkpoint"):
-                state = state_values(trainer.step.optimizer.state(), layout, world.rank, copy=False)
+                state = state_values(trainer.step.optimizer.state(), layout, world.rank)
                 actor = parameter_values(trainer.model, layout, world.rank, copy=False)
                 groups = {"actor": Shards(layout, actor), "optimizer": Shards(layout, state)}
                 folder.save(step, groups, {"updates": trainer.step.updates}, settings.save_max_ckpt_num)

@@ -69,7 +69,8 @@ class TrainStep:
         self._trained, self._sums = [p for p, _ in held], [g for _, g in held]
         self._copies = np.array([layout.copies(parameter.name) for parameter in self._trained])
         self._squares = SquaredNorms(ParameterTuple(self._sums))
-        self._squares.compile()
+        with compiling("the gradient norm", world):
+            self._squares.compile()
         self.start_optimizer(config.optimizer)
 
     def start_optimizer(self, config: OptimizerConfig) -> None:

@@ -297,9 +297,6 @@ def test_optimizer_state_follows_its_parameters(noisy_values):
     assert out.keys() == {name for name in full if layout.slices(name[7:], 1) is not None}
     for name, value in out.items():
         np.testing.assert_array_equal(value, full[name][layout.slices(name[7:], 1)])
-        assert not np.shares_memory(value, state[name].asnumpy())
-    for name, value in state_values(state, layout, 1, copy=False).items():
-        np.testing.assert_array_equal(value, out[name])
         assert np.shares_memory(value, state[name].asnumpy())
     with pytest.raises(UserError, match=r"no tensor momentum.model.* and of this kind of optimizer"):
         load_state({f"momentum.{EMBEDDING}": state[f"adam_m.{EMBEDDING}"]}, ArraySource(full, "test"), layout, 1)

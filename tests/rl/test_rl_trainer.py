@@ -58,10 +58,10 @@ def odd(inputs):
 
     trainer.engine.generate = noted
     trainer.references = [parameter_values(trainer.reference.model)]
-    trainer.actors = [trainer.actor.values()]
+    trainer.actors = [parameter_values(trainer.actor.model)]
     for number in range(4):
         trainer.results.append(trainer.run_step(number, PhaseTimer(), False))
-        trainer.actors.append(trainer.actor.values())
+        trainer.actors.append(parameter_values(trainer.actor.model))
         trainer.references.append(parameter_values(trainer.reference.model))
     return trainer
 
@@ -134,8 +134,8 @@ def test_a_checkpoint_keeps_beta_and_updates(odd):
     assert set(groups) == {"actor", "optimizer", "reference"}
     kept = dict(state)
     values = {
-        "actor": odd.actor.values(),
-        "optimizer": state_values(odd.train.optimizer.state(), odd.actor.layout, 0),
+        "actor": parameter_values(odd.actor.model),
+        "optimizer": {k: v.copy() for k, v in state_values(odd.train.optimizer.state(), odd.actor.layout, 0).items()},
         "reference": parameter_values(odd.reference.model),
     }
     odd.beta.value, odd.train.updates = 9.0, 0
@@ -143,7 +143,9 @@ def test_a_checkpoint_keeps_beta_and_updates(odd):
     _load(odd.config, odd, SimpleNamespace(sources=sources, state=kept), ODD)
     assert (odd.beta.value, odd.train.updates) == (state["beta"], 32)
     assert state["beta"] not in (9.0, odd.config.rl_config.beta)
-    assert same(odd.actor.values(), values["actor"]) and same(parameter_values(odd.engine.model), values["actor"])
+    assert same(parameter_values(odd.actor.model), values["actor"]) and same(
+        parameter_values(odd.engine.model), values["actor"]
+    )
 
 
 def test_no_random_number_is_used_twice(odd):
@@ -184,17 +186,17 @@ def test_reference_log_probs_are_the_references(odd):
 
 def test_a_generator_with_other_weights_stops_the_run_before_the_update(odd):
     """Where there are several: the log-probs from before the first are compared."""
-    before, updates = odd.actor.values(), odd.train.updates
+    before, updates = parameter_values(odd.actor.model), odd.train.updates
     with pytest.raises(UserError, match=GAP):
         step_with_another_generator(odd)
-    assert same(odd.actor.values(), before) and odd.train.updates == updates
+    assert same(parameter_values(odd.actor.model), before) and odd.train.updates == updates
 
 
 def test_reference_from_another_checkpoint(odd):
     other = random_values(ODD, 1, 0.3)
     odd.load(ArraySource(odd.actors[0], "one checkpoint"), ArraySource(other, "another"))
     assert same(parameter_values(odd.reference.model), other)
-    assert same(odd.actor.values(), odd.actors[0])
+    assert same(parameter_values(odd.actor.model), odd.actors[0])
     assert same(parameter_values(odd.engine.model), odd.actors[0])
 
 

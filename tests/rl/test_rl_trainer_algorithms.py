@@ -7,7 +7,7 @@ from tiny_runs import MODEL
 
 from r1parallel.checkpoint.load import read_model
 from r1parallel.errors import UserError
-from r1parallel.models.parameters import random_values
+from r1parallel.models.parameters import parameter_values, random_values
 from r1parallel.monitor.phases import PhaseTimer
 from r1parallel.rl.kl import kl_values
 
@@ -129,7 +129,7 @@ def test_kl_in_the_reward_moves_the_advantages(corrected):
 def test_a_generator_with_other_weights_stops_the_run_before_its_only_update(name, request):
     """Both where the update itself says the old log-probs and where something needs them before."""
     trainer = request.getfixturevalue(name)
-    before, updates = trainer.actor.values(), trainer.train.updates
+    before, updates = parameter_values(trainer.actor.model), trainer.train.updates
     with pytest.raises(UserError, match=GAP):
         step_with_another_generator(trainer)
-    assert same(trainer.actor.values(), before) and trainer.train.updates == updates
+    assert same(parameter_values(trainer.actor.model), before) and trainer.train.updates == updates

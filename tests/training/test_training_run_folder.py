@@ -32,7 +32,9 @@ def tensors(layout=None, rank=0):
 
 def folder_of(path, resume=False, identity=IDENTITY, **changes):
     settings = {"save_dir": "", "tensorboard_dir": None, "world": World(), **changes}
-    return RunFolder(RunConfig(), SFT_SECTIONS, str(path), resume=resume, identity=identity, **settings)
+    folder = RunFolder(RunConfig(), SFT_SECTIONS, str(path), resume=resume, **settings)
+    folder.restore(identity)
+    return folder
 
 
 @pytest.fixture

@@ -217,7 +217,8 @@ def test_squared_norms_are_those_of_float64(operators):
 
 
 def state_of(step, cell):
-    return state_values(step.optimizer.state(), WholeLayout([cell.w, cell.b, cell.n]), 0)
+    live = state_values(step.optimizer.state(), WholeLayout([cell.w, cell.b, cell.n]), 0)
+    return {name: value.copy() for name, value in live.items()}
 
 
 @pytest.mark.parametrize(
