@@ -46,13 +46,13 @@ ROLLOUT_CASES = ("rollout", "rollout_grouped", "rollout_spread")
 def rollout_data(case: str, model: Path, gsm8k: Path) -> dict[str, Any]:
     """Prompts, rows of a batch and stop ids; without stop ids every completion has the full length."""
     tokenizer = load_tokenizer(model)
-    data: dict[str, Any] = {"max_tokens": COMPLETION, "rows": ROWS, "group": 1}
+    data: dict[str, Any] = {"max_tokens": COMPLETION, "rows": ROWS}
     data |= {"pad_id": tokenizer.pad_token_id, "stop_ids": []}
     if case == "rollout":
         return data | {"prompts": random_ids(model, ROWS, PROMPT)}
     if case == "rollout_grouped":
         prompts = [prompt for prompt in random_ids(model, PROMPTS, PROMPT) for _ in range(GROUP)]
-        return data | {"prompts": prompts, "group": GROUP}
+        return data | {"prompts": prompts}
     rendered = gsm8k_prompts(model, gsm8k, "chat_gsm8k_shots")
     fitting = [ids for _, ids in rendered if len(ids) <= SPREAD_LONGEST]
     return data | {"prompts": fitting[:SPREAD_PROMPTS], "stop_ids": tokenizer.stop_ids}

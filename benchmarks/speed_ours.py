@@ -49,7 +49,6 @@ def rollout(job: dict[str, Any]) -> Work:
         job["stop_ids"],
         job["pad_id"],
         operators=operators,
-        group=job["group"],
     )
     load_parameters(engine.model, read_model(job["model"], config), job["model"])
     return lambda number: counted(engine.generate(prompts, number, range(len(prompts))).lengths.tolist())

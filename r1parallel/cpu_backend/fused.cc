@@ -14,6 +14,7 @@
 #include "op_enum.h"
 #include "scatter.h"
 #include "softmax.h"
+#include "token_block.h"
 
 namespace mindspore {
 namespace kernel {
@@ -292,6 +293,7 @@ extern "C" void r1parallel_register_fused() {
   Add<AttentionForward>("FlashAttentionScore");
   Add<AttentionBackward>("FlashAttentionScoreGrad");
   Add<Clear>("InplaceZero");
+  Add<TokenBlock>("TokenBlock");
   Replace<AddTo>("AssignAdd");
   Replace<AdamUpdate>("FusedCastAdamWeightDecay");
   Replace<HalfSquares>("L2Loss");

@@ -27,6 +27,7 @@ from r1parallel.parallel.program import on_mesh
 from r1parallel.parallel.world import DryWorld, World
 
 _ONE_RANK, _ALONE = Mesh(), World()
+_CHUNK = 32  # tokens of a prompt at most that are computed together
 
 
 @dataclass
@@ -66,7 +67,6 @@ class RolloutEngine:
         world: which rank this is. With several ranks the graphs are compiled here, so that weights can be set after;
             alone with the first prompts, so that a model can be shared before.
         operators: what the model is made of.
-        group: samples of one prompt that stand next to each other; decides only how many prompts a launch computes.
 
     Attributes:
         model: holds the weights.
@@ -86,7 +86,6 @@ class RolloutEngine:
         mesh: Mesh = _ONE_RANK,
         world: World = _ALONE,
         operators: Operators = PLAIN,
-        group: int = 1,
     ):
         slots = prompt_length + sampling.max_tokens
         if slots > config.max_position_embeddings:
@@ -100,14 +99,15 @@ class RolloutEngine:
         self.config, self.sampling = config, sampling
         self.rows, self.prompt_length, self.max_tokens = rows * mesh.dp, prompt_length, sampling.max_tokens
         self.stop_ids, self.pad_id = np.array(sorted(stop_ids), np.int32), pad_id
-        # As many prompts a launch as fill a quarter of the rows, or all of them with large groups.
-        prompts = -(-rows // max(group, 4))
-        # The last token of a text is never run through the model; in its place stands what is not kept.
+        # Chunks are alike: the longest prompt leaves no more than a token of its last one empty. The last token of a
+        # text is never run through the model; in its place stands what is not kept.
+        prompt_slots = max(1, prompt_length - 1)
+        chunk = -(-prompt_slots // -(-prompt_slots // _CHUNK))
         with unallocated():
-            self.model = token_model(config, self.rows, slots, operators)
-            filling = prompt_model(self.model, max(1, prompt_length - 1), operators)
+            self.model = token_model(config, self.rows, slots, operators, split=world.size > 1)
+            filling = prompt_model(self.model, chunk, operators)
         self._models = (self.model, filling)
-        self._seats = partial(Seats, self.rows, mesh.dp, prompts, max(1, prompt_length - 1), slots, pad_id)
+        self._seats = partial(Seats, self.rows, mesh.dp, -(-rows // 4), chunk, slots, pad_id)
         if world.size > 1:
             split_cache(self.model, filling, mesh)
         sampler = Sampler(sampling, config.vocab_size)
@@ -123,7 +123,7 @@ class RolloutEngine:
         seats = self._seats()
         graphs = [
             (self._next_token, self._step_inputs(seats, np.zeros(self.rows, np.float32), self._seen([]))),
-            (self._fill, tuple(Tensor(x) for x in seats.fill(deque(), []))),
+            (self._fill, tuple(Tensor(x) for x in seats.fill())),
         ]
         # Only the former holds every Parameter. The first graph slices them, the last one is what a dry run checks.
         with compiling("the rollout graphs", self._world):
@@ -177,8 +177,10 @@ class RolloutEngine:
             total=count, desc="rollout", unit="completion", leave=False, disable=None if progress else True
         ) as bar:
             while waiting_samples or len(seats.taken):
-                while seats.worth_filling(len(waiting_samples)):
-                    self._fill(*(Tensor(x) for x in seats.fill(waiting_samples, prompts)))
+                if seats.worth_seating(len(waiting_samples)):
+                    seats.seat(waiting_samples, prompts)
+                while seats.unfilled:
+                    self._fill(*(Tensor(x) for x in seats.fill()))
                 bar.update(self._step(seats, result, noise, seen))
         return result
 

@@ -21,16 +21,16 @@ class Launched(nn.Cell):
 
 
 class FillCache(Launched):
-    """Run prompts through the model, for the sake of what it writes to the cache."""
+    """Run chunks of prompts through the model, for the sake of what it writes to the cache."""
 
     def __init__(self, model: Qwen2ForCausalLM):
         super().__init__(auto_prefix=False)
         self.model, self.done = model, ops.Add()
 
-    def construct(self, tokens_QP: Tensor, targets_BX: Tensor, lengths_Q: Tensor) -> Tensor:
+    def construct(self, tokens_QS: Tensor, places_QX: Tensor, first_Q: Tensor) -> Tensor:
         """See `prompt_model`. What is returned has no meaning: of the last layer only keys and values are computed."""
-        self.model.hidden(tokens_QP, targets_BX, lengths_Q)
-        return self.done(lengths_Q, 0)
+        self.model.hidden(tokens_QS, places_QX, first_Q)
+        return self.done(first_Q, 0)
 
 
 class NextToken(Launched):
@@ -57,13 +57,14 @@ class NextToken(Launched):
 def split_cache(tokens: Qwen2ForCausalLM, prompts: Qwen2ForCausalLM, mesh: Mesh) -> None:
     """Split the cache over rows and heads. MindSpore has no rule for what writes to it, so its layouts stand here.
 
-    Numbers of prompts and rows, which these operators are told, are those of a dp rank's own part.
+    Numbers of tokens and rows, which these operators are told, are those of a dp rank's own part.
     """
     grid = Layout((mesh.dp, mesh.tp), ("dp", "tp"))
     caches, lines, numbers = grid("dp", "None", "tp", "None"), grid("dp", "tp", "None"), grid("dp")
     for layer in [*tokens.model.layers, *prompts.model.layers]:
         cache = layer.attention.cache
-        _lay_out(cache.pick, (caches, numbers), caches)
+        _lay_out(cache.pick, (lines, numbers), lines)
+        _lay_out(cache.look, (caches, numbers), caches)
         _lay_out(cache.write, (caches, grid("dp", "None"), lines), caches)
 
 

@@ -1,11 +1,13 @@
 """Which sample sits in which row of the cache: a row is given to the next sample as soon as its own is complete.
 
-Every dp rank owns a section of the rows; a prompt is computed once for all samples of it that sit down in a section
-together. Shape letters: B rows, Q prompts of a launch, P slots of a prompt, X = 1 + 2·P, K slots of a row.
+Every dp rank owns a section of the rows. Prompts are computed in chunks, each once for all rows of a section that want
+it, and only from where a prompt differs from what its row holds of the one before. Shape letters: B rows, R rows of a
+section, Q chunks of a launch, S tokens of a chunk, X = 1 + 3·R·S, K slots of a row.
 """
 
 from collections import deque
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
 import numpy as np
@@ -14,17 +16,17 @@ _FREE = -1
 
 
 class Filling(NamedTuple):
-    """What the graph that fills the cache is given, all int32.
+    """What the graph that fills the cache is given, all int32. Rows and tokens are numbered in their section.
 
     Attributes:
-        tokens_QP: prompts without their last token, which is the first that the other graph is given.
-        targets_BX: of every row the prompt that it gets, then (row, slot) of its tokens; numbers of its section.
-        lengths_Q: tokens of these prompts, at least 1.
+        tokens_QS: chunks of prompts.
+        places_QX: of every chunk a row that gets it, then the numbers of R·S tokens and the (row, slot) of each.
+        first_Q: where its first token stands in the prompt.
     """
 
-    tokens_QP: np.ndarray
-    targets_BX: np.ndarray
-    lengths_Q: np.ndarray
+    tokens_QS: np.ndarray
+    places_QX: np.ndarray
+    first_Q: np.ndarray
 
 
 class Seats:
@@ -33,10 +35,10 @@ class Seats:
     Args:
         rows: B.
         sections: number of dp ranks.
-        prompts: that a launch computes for each section.
-        prompt_length: P.
+        chunks: that a launch computes for each section.
+        chunk_length: S.
         slots: K, more than any text needs.
-        pad_id: fills unused slots of prompts.
+        pad_id: fills unused slots of chunks.
 
     Attributes:
         sample: int [B], index of the sample in a row; −1: none.
@@ -44,82 +46,114 @@ class Seats:
         token: int32 [B], the last of them, or of its prompt.
     """
 
-    def __init__(self, rows: int, sections: int, prompts: int, prompt_length: int, slots: int, pad_id: int):
-        self.sections, self.prompts, self.prompt_length, self.slots = sections, prompts, prompt_length, slots
-        self.pad_id, self.patience = pad_id, max(1, rows // 4)
+    def __init__(self, rows: int, sections: int, chunks: int, chunk_length: int, slots: int, pad_id: int):
+        self.sections, self.chunks, self.chunk_length, self.slots = sections, chunks, chunk_length, slots
+        self.pad_id, self.patience, self.section_rows = pad_id, max(1, rows // 4), rows // sections
         self.sample, self.drawn = np.full(rows, _FREE), np.zeros(rows, np.int64)
-        self.token, self._prompt = np.zeros(rows, np.int32), np.zeros(rows, np.int64)
-        self._row = (np.arange(rows) % (rows // sections)).astype(np.int32)  # its number in its section
+        self.token = np.zeros(rows, np.int32)
+        # The last token of a prompt is the first that the other graph is given: it is not filled in.
+        self._prompt: list[tuple[int, ...]] = [()] * rows  # without that
+        self._held: list[tuple[int, ...]] = [()] * rows  # what stands in the first slots of a row
 
     @property
     def taken(self) -> np.ndarray:
         """Rows that hold a sample."""
         return np.flatnonzero(self.sample != _FREE)
 
-    def worth_filling(self, waiting: int) -> bool:
+    @property
+    def unfilled(self) -> list[int]:
+        """Rows whose prompt is not yet in the cache."""
+        return [row for row, (prompt, held) in enumerate(zip(self._prompt, self._held, strict=True)) if prompt != held]
+
+    def worth_seating(self, waiting: int) -> bool:
         """Whether so many waiting samples should take seats now: filling one row costs what filling several does."""
         return 0 < min(waiting, self.patience) <= len(self.sample) - len(self.taken)
 
-    def fill(self, waiting: deque[int], prompts: Sequence[Sequence[int]]) -> Filling:
-        """Seat samples from the head of the queue, as many as there is room for in one launch.
+    def seat(self, waiting: deque[int], prompts: Sequence[Sequence[int]]) -> None:
+        """Seat samples from the head of the queue, as many as there are free rows, each in the emptiest section.
 
         Args:
             waiting: indices of samples; those that sit down leave it.
             prompts: of all samples.
         """
+        together: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+        while waiting and len(self.taken) < len(self.sample):
+            *prompt, last = map(int, prompts[waiting[0]])
+            row, text = self._row_for(prompt), tuple(prompt)
+            self.sample[row], self.drawn[row], self.token[row] = waiting.popleft(), 0, last
+            self._prompt[row] = text
+            together.setdefault((row // self.section_rows, text), []).append(row)
+        for (_, text), rows in together.items():  # who shares a prompt begins at the same place, and so shares chunks
+            begin = min(_common(self._held[row], text) for row in rows)
+            for row in rows:
+                self._held[row] = text[:begin]
+
+    def fill(self) -> Filling:
+        """The next chunks of rows that are unfilled, as many as one launch computes."""
         filling = self._empty()
-        here: list[list[tuple[int, ...]]] = [[] for _ in range(self.sections)]
-        while waiting:
-            prompt = tuple(prompts[waiting[0]])
-            row = self._row_for(prompt, here)
-            if row is None:
-                break
-            section = row * self.sections // len(self.sample)
-            if prompt not in here[section]:
-                here[section].append(prompt)
-                self._write(filling, section * self.prompts + len(here[section]) - 1, prompt[:-1])
-            filling.targets_BX[row, 0] = here[section].index(prompt)
-            spots = self._spots(self._row[row], np.arange(len(prompt) - 1)).reshape(-1)
-            filling.targets_BX[row, 1 : 1 + len(spots)] = spots
-            self.sample[row], self.drawn[row] = waiting.popleft(), 0
-            self.token[row], self._prompt[row] = prompt[-1], len(prompt)
+        for number in range(self.sections * self.chunks):
+            section, own = divmod(number, self.chunks)
+            mine = [row for row in self.unfilled if row // self.section_rows == section]
+            if mine:
+                self._write(filling, number, own, mine)
         return filling
 
     def places(self) -> tuple[np.ndarray, np.ndarray]:
         """(row, slot) and position of each row's token, int32 [B, 2] and [B]. A free row's is not kept."""
         busy = self.sample != _FREE
-        positions = np.where(busy, self._prompt - 1 + self.drawn, 0).astype(np.int32)
-        return self._spots(self._row, np.where(busy, positions, self.slots - 1)), positions
+        lengths = np.fromiter(map(len, self._prompt), np.int64, len(self._prompt))
+        positions = np.where(busy, lengths + self.drawn, 0).astype(np.int32)
+        rows = np.arange(len(busy)) % self.section_rows
+        return _pairs(rows, np.where(busy, positions, self.slots - 1)), positions
 
     def leave(self, rows: np.ndarray) -> None:
         """These rows' samples are complete."""
         self.sample[rows] = _FREE
 
+    def _row_for(self, prompt: Sequence[int]) -> int:
+        """Of the emptiest section's free rows the one that holds most of the prompt."""
+        free = [np.flatnonzero(part == _FREE) for part in np.split(self.sample, self.sections)]
+        section = max(range(self.sections), key=lambda section: len(free[section]))
+        rows = (section * self.section_rows + free[section]).tolist()
+        return max(rows, key=lambda row: _common(self._held[row], prompt))
+
     def _empty(self) -> Filling:
         """Nothing to fill: whatever is computed goes to the rows' last slots."""
-        rows, prompts = len(self.sample), self.sections * self.prompts
-        last = self._spots(self._row, np.full(rows, self.slots - 1)).reshape(rows, -1)
-        targets = np.concatenate([np.zeros((rows, 1), np.int32), np.tile(last, (1, self.prompt_length))], axis=1)
-        tokens = np.full((prompts, self.prompt_length), self.pad_id, np.int32)
-        return Filling(tokens, targets, np.ones(prompts, np.int32))
+        chunks, offered = self.sections * self.chunks, self.section_rows * self.chunk_length
+        spots = _pairs(np.repeat(np.arange(self.section_rows), self.chunk_length), np.full(offered, self.slots - 1))
+        tokens = np.tile(np.arange(self.chunk_length, dtype=np.int32), self.section_rows)
+        first_tokens = np.arange(chunks, dtype=np.int32) % self.chunks * self.chunk_length
+        places = np.concatenate(
+            [
+                np.zeros((chunks, 1), np.int32),
+                first_tokens[:, None] + tokens,
+                np.tile(spots.reshape(1, -1), (chunks, 1)),
+            ],
+            axis=1,
+        )
+        return Filling(np.full((chunks, self.chunk_length), self.pad_id, np.int32), places, np.zeros(chunks, np.int32))
 
-    def _spots(self, rows: np.ndarray, slots: np.ndarray) -> np.ndarray:
-        """Pairs of them, int32 [N, 2]."""
-        return np.stack(np.broadcast_arrays(rows, slots), axis=1).astype(np.int32)
+    def _write(self, filling: Filling, number: int, own: int, rows: list[int]) -> None:
+        """The next chunk of the first of these rows, into all of them that want the very same."""
+        prompt, begin = self._prompt[rows[0]], len(self._held[rows[0]])
+        text = prompt[: begin + self.chunk_length]
+        count = len(text) - begin
+        filling.tokens_QS[number, :count] = text[begin:]
+        filling.places_QX[number, 0] = rows[0] % self.section_rows
+        filling.first_Q[number] = begin
+        spots = filling.places_QX[number, 1 + self.section_rows * self.chunk_length :]
+        spots = spots.reshape(self.section_rows, self.chunk_length, 2)
+        for row in rows:
+            if len(self._held[row]) == begin and self._prompt[row][: len(text)] == text:
+                spots[row % self.section_rows, :count, 1] = np.arange(begin, len(text))
+                self._held[row] = text
 
-    def _write(self, filling: Filling, number: int, tokens: tuple[int, ...]) -> None:
-        filling.tokens_QP[number, : len(tokens)] = tokens
-        filling.lengths_Q[number] = max(1, len(tokens))
 
-    def _row_for(self, prompt: tuple[int, ...], here: list[list[tuple[int, ...]]]) -> int | None:
-        """A free row in the emptiest section that may compute this prompt."""
-        free = [np.flatnonzero(part == _FREE) for part in np.split(self.sample, self.sections)]
-        possible = [
-            section
-            for section in range(self.sections)
-            if len(free[section]) and (prompt in here[section] or len(here[section]) < self.prompts)
-        ]
-        if not possible:
-            return None
-        section = max(possible, key=lambda section: len(free[section]))
-        return section * (len(self.sample) // self.sections) + int(free[section][0])
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two texts begin with alike."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def _pairs(rows: np.ndarray, slots: np.ndarray) -> np.ndarray:
+    """int32 [N, 2]."""
+    return np.stack([rows, slots], axis=1).astype(np.int32)

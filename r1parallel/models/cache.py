@@ -2,9 +2,9 @@
 
 The cache has K slots in each of its rows: the tokens of a text stand in slots 0, 1, 2 …, and no text reaches the last
 one, which is where a call writes what it does not want to keep. Two kinds of models share weights and cache: one runs
-prompts through and only fills the cache, the other adds one token to every row and attends to all of them.
-Shape letters: B rows of the cache, Q prompts, P slots of a prompt, X = 1 + 2·P, K slots of a row, M key/value
-heads, D head size, Y = M·D.
+chunks of prompts through and only fills the cache, the other adds one token to every row and attends to all of them.
+Shape letters: B rows of the cache, Q chunks, S tokens of a chunk, T = Q·S, R rows that may take a chunk,
+X = 1 + 3·R·S, K slots of a row, M key/value heads, D head size, Y = M·D.
 """
 
 from typing import Any
@@ -35,8 +35,8 @@ class Cache(nn.Cell):
         shape = (rows, slots, heads, size)
         self.key_cache = Parameter(initializer("zeros", shape, dtype), requires_grad=False)
         self.value_cache = Parameter(initializer("zeros", shape, dtype), requires_grad=False)
-        self.write, self.pick, self.reshape = ops.ScatterNdUpdate(), ops.Gather(), ops.Reshape()
-        self.part = ops.StridedSlice()
+        self.write, self.pick, self.look = ops.ScatterNdUpdate(), ops.Gather(), ops.Gather()
+        self.reshape, self.part = ops.Reshape(), ops.StridedSlice()
 
     def put(self, k_NMD: Tensor, v_NMD: Tensor, spots_N2: Tensor) -> tuple[Tensor, Tensor]:
         """Write tokens where spots_N2 says, (row, slot) of each; → all keys and values, [B, K, M, D] each."""
@@ -47,16 +47,24 @@ class Cache(nn.Cell):
         shape = (self.rows, self.heads, self.size)
         return self.put(self.reshape(k, shape), self.reshape(v, shape), spots_N2)
 
-    def put_prompts(self, k_TY: Tensor, v_TY: Tensor, prompts: int, targets_BX: Tensor) -> None:
-        """Write prompts into rows; targets_BX says which prompt, then the spot of each of its tokens."""
-        width = targets_BX.shape[1]
-        source_B = self.reshape(self.part(targets_BX, (0, 0), (self.rows, 1), (1, 1)), (-1,))
-        spots_N2 = self.reshape(self.part(targets_BX, (0, 1), (self.rows, width), (1, 1)), (-1, 2))
-        k_BPMD, v_BPMD = (
-            self.pick(self.reshape(x_TY, (prompts, -1, self.heads, self.size)), source_B, 0) for x_TY in (k_TY, v_TY)
+    def put_chunks(self, k_TY: Tensor, v_TY: Tensor, places_QX: Tensor) -> tuple[Tensor, Tensor]:
+        """Write chunks into rows; → all keys and values of a row for each of them, [Q, K, M, D].
+
+        places_QX says of every chunk: a row that gets it; then the numbers of R·S tokens, and the spot of each of them.
+        So a chunk attends to what its row holds, other chunks of the same prompt in the same call among it.
+        """
+        chunks, width = places_QX.shape
+        spots = 1 + (width - 1) // 3
+        rows_Q, tokens_N = (
+            self.reshape(self.part(places_QX, (0, first), (chunks, end), (1, 1)), (-1,))
+            for first, end in ((0, 1), (1, spots))
         )
-        shape = (-1, self.heads, self.size)
-        self.put(self.reshape(k_BPMD, shape), self.reshape(v_BPMD, shape), spots_N2)
+        spots_N2 = self.reshape(self.part(places_QX, (0, spots), (chunks, width), (1, 1)), (-1, 2))
+        k_NMD, v_NMD = (
+            self.pick(self.reshape(x_TY, (-1, self.heads, self.size)), tokens_N, 0) for x_TY in (k_TY, v_TY)
+        )
+        keys, values = self.put(k_NMD, v_NMD, spots_N2)
+        return self.look(keys, rows_Q, 0), self.look(values, rows_Q, 0)
 
 
 class TokenRows(nn.Cell):
@@ -77,31 +85,28 @@ class TokenRows(nn.Cell):
         return self.reshape(positions_B, (rows, 1)), self.until(self.key_slots, self.reshape(positions_B, (rows, 1, 1)))
 
 
-class PromptRows(nn.Cell):
-    """Rows that begin with a prompt. A token sees what is not behind it, of the prompt; padding sees it too.
+class ChunkRows(nn.Cell):
+    """Rows that hold the tokens before a chunk and its own. A token sees what is not behind it; so does padding.
 
     Args:
-        num_keys: P.
+        length: S.
+        num_keys: K.
     """
 
-    def __init__(self, num_keys: int):
+    def __init__(self, length: int, num_keys: int):
         super().__init__()
-        slots = np.arange(num_keys, dtype=np.int32)
-        self.slots = Tensor(slots.reshape(1, -1))
-        self.key_slots, self.query_slots = Tensor(slots.reshape(1, 1, -1)), Tensor(slots.reshape(1, -1, 1))
-        self.before, self.inside, self.both, self.tile = ops.LessEqual(), ops.Less(), ops.LogicalAnd(), ops.Tile()
-        self.reshape = ops.Reshape()
+        self.slots = Tensor(np.arange(length, dtype=np.int32).reshape(1, length))
+        self.key_slots = Tensor(np.arange(num_keys, dtype=np.int32).reshape(1, 1, num_keys))
+        self.add, self.until, self.reshape = ops.Add(), ops.LessEqual(), ops.Reshape()
 
-    def construct(self, targets_BX: Tensor, lengths_Q: Tensor) -> tuple[Tensor, Tensor]:
-        """lengths_Q int32 → positions int32 [Q, P]; whether a query sees a key, bool [Q, P, P]."""
-        rows = lengths_Q.shape[0]
-        inside_Q1P = self.inside(self.key_slots, self.reshape(lengths_Q, (rows, 1, 1)))
-        causal_1PP = self.before(self.key_slots, self.query_slots)
-        return self.tile(self.slots, (rows, 1)), self.both(inside_Q1P, causal_1PP)
+    def construct(self, places_QX: Tensor, first_Q: Tensor) -> tuple[Tensor, Tensor]:
+        """The position of each chunk's first token, int32 → positions int32 [Q, S]; what is seen, bool [Q, S, K]."""
+        positions_QS = self.add(self.reshape(first_Q, (first_Q.shape[0], 1)), self.slots)
+        return positions_QS, self.until(self.key_slots, self.reshape(positions_QS, (*positions_QS.shape, 1)))
 
 
-class TokenAttention(Attention):
-    """Of a model that is given one token of every row of the cache: adds its key and value, attends to all slots.
+class CachedAttention(Attention):
+    """What both kinds have in common.
 
     Args:
         config: sizes of the model.
@@ -123,39 +128,24 @@ class TokenAttention(Attention):
     ):
         super().__init__(config, transposed, **options)
         self.cache = Cache(rows, slots, config.num_kv_heads, config.head_dim, dtype)
+
+    def turned(self, cached: Tensor) -> Tensor:
+        """[B, K, M, D] → the order that the core takes."""
+        return self.to_heads(cached, (0, 2, 1, 3)) if self.heads_first else cached
+
+
+class TokenAttention(CachedAttention):
+    """Of a model that is given one token of every row of the cache: adds its key and value, attends to all slots."""
 
     def keys_values(self, k: Tensor, v: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
         keys, values = self.cache.put_tokens(k, v, slots)
-        if self.heads_first:
-            keys, values = self.to_heads(keys, (0, 2, 1, 3)), self.to_heads(values, (0, 2, 1, 3))
-        return keys, values
+        return self.turned(keys), self.turned(values)
 
 
-class PromptAttention(Attention):
-    """Of a model that is given prompts: fills the cache with their keys and values, which it attends to itself.
-
-    Args:
-        config: sizes of the model.
-        rows: B.
-        slots: K.
-        dtype: of the cache.
-        transposed: as in `Linear`.
-        options: of `Attention`.
-    """
-
-    def __init__(
-        self,
-        config: ModelConfig,
-        rows: int,
-        slots: int,
-        dtype: Any = ms.float32,
-        transposed: bool = True,
-        **options: Any,
-    ):
-        super().__init__(config, transposed, **options)
-        self.cache = Cache(rows, slots, config.num_kv_heads, config.head_dim, dtype)
+class PromptAttention(CachedAttention):
+    """Of a model that is given chunks of prompts: fills the cache, and attends to what is of the same prompt there."""
 
     def keys_values(self, k: Tensor, v: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
         heads = self.num_kv_heads
-        self.cache.put_prompts(self.flat(k, heads), self.flat(v, heads), k.shape[0], slots)
-        return k, v
+        keys, values = self.cache.put_chunks(self.flat(k, heads), self.flat(v, heads), slots)
+        return self.turned(keys), self.turned(values)

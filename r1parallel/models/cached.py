@@ -1,19 +1,23 @@
 """The two models that generation is made of; they share their weights and one cache. See `cache.py`."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 from mindspore import nn
 
 from r1parallel.config.model import ModelConfig
-from r1parallel.models.cache import PromptRows, TokenRows
+from r1parallel.models.cache import ChunkRows, TokenRows
 from r1parallel.models.fused import PLAIN, Operators
 from r1parallel.models.layers import Linear, TiedHead
 from r1parallel.models.parameters import share_parameters
-from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
+from r1parallel.models.qwen2_5 import Block, Qwen2ForCausalLM
+from r1parallel.models.token_block import WholeTokenBlock
 
 
-def token_model(config: ModelConfig, rows: int, slots: int, operators: Operators = PLAIN) -> Qwen2ForCausalLM:
+def token_model(
+    config: ModelConfig, rows: int, slots: int, operators: Operators = PLAIN, split: bool = False
+) -> Qwen2ForCausalLM:
     """Takes a token of every row of the cache: (tokens_B1, spots, positions_B); see `TokenRows` and `Cache`.
 
     Args:
@@ -21,34 +25,39 @@ def token_model(config: ModelConfig, rows: int, slots: int, operators: Operators
         rows: of the cache.
         slots: of a row.
         operators: what it is made of.
+        split: over ranks. A block that is one operator cannot be.
     """
     return _for_few_rows(
         Qwen2ForCausalLM(
-            config, slots, _with_rows(operators, TokenRows), lambda sizes: operators.token_attention(sizes, rows, slots)
+            config,
+            slots,
+            _with_rows(operators, TokenRows),
+            lambda sizes: operators.token_attention(sizes, rows, slots),
+            WholeTokenBlock if operators.whole_token_blocks and not split else Block,
         )
     )
 
 
 def prompt_model(tokens: Qwen2ForCausalLM, length: int, operators: Operators = PLAIN) -> Qwen2ForCausalLM:
-    """Takes prompts: (tokens_QP, targets_BX, lengths_Q); see `PromptRows` and `Cache`.
+    """Takes chunks of prompts: (tokens_QS, places_QX, first_Q); see `ChunkRows` and `Cache`.
 
     Args:
         tokens: the `token_model` whose weights and cache it shares.
-        length: P, slots of a prompt.
+        length: S, tokens of a chunk.
         operators: what that is made of.
     """
     cache = tokens.model.layers[0].attention.cache
     model = Qwen2ForCausalLM(
         tokens.config,
-        length,
-        _with_rows(operators, PromptRows),
+        cache.slots,
+        _with_rows(operators, partial(ChunkRows, length)),
         lambda sizes: operators.prompt_attention(sizes, cache.rows, cache.slots),
     )
     share_parameters(tokens, model)
     return _for_few_rows(model)
 
 
-def _with_rows(operators: Operators, rows: type[nn.Cell]) -> Operators:
+def _with_rows(operators: Operators, rows: Callable[[int], nn.Cell]) -> Operators:
     return replace(operators, geometry=partial(operators.geometry, rows=rows))
 
 

@@ -160,7 +160,10 @@ class FlashGeometry(Positions):
 
 @dataclass(frozen=True)
 class Operators:
-    """Makers of the Cells that a model is built from; the defaults are the plain ones, in fp32."""
+    """Makers of the Cells that a model is built from; the defaults are the plain ones, in fp32.
+
+    With `whole_token_blocks` a block of the `token_model` is one operator, where no layout splits the model.
+    """
 
     linear: Callable[..., Linear] = Linear
     embedding: Callable[[int, int], Embedding] = Embedding
@@ -171,6 +174,7 @@ class Operators:
     prompt_attention: Callable[..., PromptAttention] = PromptAttention
     head: Callable[[int, int], Linear] = Linear
     tied_head: Callable[[], TiedHead] = TiedHead
+    whole_token_blocks: bool = False
 
 
 PLAIN = Operators()
@@ -189,7 +193,7 @@ def _flash(rotate: Callable[[], nn.Cell], core: Callable[[ModelConfig], nn.Cell]
 
 
 # In fp32. The backend's product of few rows wants weights as [out, in].
-FUSED = _flash(FusedRotate, FlashCore, transposed=False)
+FUSED = replace(_flash(FusedRotate, FlashCore, transposed=False), whole_token_blocks=True)
 
 
 def fused(dtype: Any, kept: Any) -> Operators:

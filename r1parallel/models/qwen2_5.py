@@ -1,7 +1,7 @@
 """Qwen2.5 as MindSpore Cells. No line here knows of ranks: `parallel/parallelize.py` splits the operators from outside.
 
 Every call says where its tokens stand, in two tensors, `slots` and `where`. What these hold depends on the rows that
-the model was made for: `PaddedRows` in geometry.py, `PackedRows` in packing.py, `TokenRows`, `PromptRows` in cache.py.
+the model was made for: `PaddedRows` in geometry.py, `PackedRows` in packing.py, `TokenRows`, `ChunkRows` in cache.py.
 Shape letters: B rows, S queries, K keys, T = B·S, H hidden, V vocabulary.
 """
 
@@ -44,16 +44,14 @@ class Qwen2Model(nn.Cell):
         config: sizes of the model.
         num_keys: K, slots that can be attended to.
         operators: what it is made of.
-        make_attention: a block's attention; called once a layer.
+        make_block: called once a layer.
     """
 
-    def __init__(
-        self, config: ModelConfig, num_keys: int, operators: Operators, make_attention: Callable[[], Attention]
-    ):
+    def __init__(self, config: ModelConfig, num_keys: int, operators: Operators, make_block: Callable[[], Block]):
         super().__init__()
         self.config, self.num_keys, self.make_geometry = config, num_keys, operators.geometry
         self.tok_embeddings = operators.embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.CellList([Block(config, operators, make_attention()) for _ in range(config.num_layers)])
+        self.layers = nn.CellList([make_block() for _ in range(config.num_layers)])
         self.norm_out = operators.norm(config.hidden_size, config.rms_norm_eps)
         self.reshape = ops.Reshape()
         self.cut((config.num_layers,))
@@ -83,6 +81,7 @@ class Qwen2ForCausalLM(nn.Cell):
         num_keys: K, slots that can be attended to.
         operators: what it is made of.
         make_attention: a block's attention; None: over the keys of the call itself.
+        block: kind of the blocks.
     """
 
     def __init__(
@@ -91,11 +90,12 @@ class Qwen2ForCausalLM(nn.Cell):
         num_keys: int,
         operators: Operators = PLAIN,
         make_attention: Callable[[ModelConfig], Attention] | None = None,
+        block: type[Block] = Block,
     ):
         super().__init__()
         self.config = config
         make = make_attention or operators.attention
-        self.model = Qwen2Model(config, num_keys, operators, lambda: make(config))
+        self.model = Qwen2Model(config, num_keys, operators, lambda: block(config, operators, make(config)))
         self.tied = config.tie_word_embeddings
         self.lm_head = operators.tied_head() if self.tied else operators.head(config.hidden_size, config.vocab_size)
 

@@ -86,12 +86,7 @@ OPERATORS: dict[str, dict[str, Strategy]] = {
         "either": _MASK + _REPLICATED_3,
     },
     "TokenRows": {"until": _REPLICATED_3 + _MASK},
-    "PromptRows": {
-        "before": _REPLICATED_3 * 2,
-        "inside": _REPLICATED_3 + _MASK,
-        "both": _MASK + _REPLICATED_3,
-        "tile": _WHOLE,
-    },
+    "ChunkRows": {"add": _WHOLE + REPLICATED, "until": _REPLICATED_3 + _MASK},
     "PackedRows": {
         "part": _WHOLE,
         "tile_keys": _MASK,

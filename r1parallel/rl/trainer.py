@@ -83,7 +83,6 @@ class Trainer:
             self.generator_layout.mesh,
             self.world,
             choose_operators(self.config.context.compute_dtype, trained=False),
-            self.config.rl_config.num_generations,
         )
 
     def load(self, actor: TensorSource, reference: TensorSource | None) -> None:

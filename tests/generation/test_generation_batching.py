@@ -3,8 +3,7 @@
 import heapq
 
 import numpy as np
-import pytest
-from small_engine import GREEDY, PAD_ID, PROMPT_SLOTS, ROWS, SAMPLED, STOP_IDS
+from small_engine import PAD_ID, PROMPT_SLOTS, ROWS, SAMPLED, STOP_IDS
 
 from r1parallel.generation.engine import RolloutEngine
 from r1parallel.models.parameters import load_parameters
@@ -23,31 +22,36 @@ def test_a_freed_row_is_given_to_the_next_sample(make_engine, prompts, launches)
     assert done.count("token") == max(ends) < batches
 
 
-def test_samples_of_one_prompt_share_its_computation(make_engine, prompts, launches):
-    """Eight rows: two prompts a launch, whoever wants them."""
+def test_what_prompts_have_in_common_is_computed_once(make_engine, launches):
+    """Eight rows: two chunks of eight tokens a launch, whoever wants them."""
     engine = make_engine(SAMPLED, rows=8)
     done = launches(engine)
 
-    def fills(chosen) -> int:
+    def fills(*chosen) -> int:
         before = done.count("fill")
         engine.generate(chosen, 0, range(len(chosen)))
         return done.count("fill") - before
 
-    first, second = [3, 1, 2], [5]
-    assert fills([first] * 8) == 1
-    assert fills([first] * 4 + [second] * 4) == fills([first, second] * 4) == 1
-    assert fills([[token, 1] for token in range(8)]) == 4
-    assert fills([first] * 16) == 2  # all rows are free at once, for nothing stops
+    first, second = (3, 1, 2), (5, 1)
+    assert fills(*[first] * 8) == 1
+    assert fills(*[first] * 4, *[second] * 4) == fills(*[first, second] * 4) == 1
+    assert fills(*[(token, 1) for token in range(8)]) == 4
+    assert fills(*[(1, token) for token in range(8)]) == 1  # the last token is not computed here
+    assert fills(*[first] * 16) == 1  # the rows still hold it
+    assert fills(*[first] * 8, *[(3, 4, 2)] * 8) == 2
 
 
-@pytest.mark.parametrize(("group", "fills"), [(1, 4), (4, 4), (8, 8)])
-def test_large_groups_need_fewer_prompts_a_launch(operators, tiny_config, values, launches, group, fills):
-    """The graph computes no more than can be wanted: of eight rows two prompts, or one that fills them all."""
-    engine = RolloutEngine(tiny_config, GREEDY, 8, PROMPT_SLOTS, [], PAD_ID, operators=operators, group=group)
-    load_parameters(engine.model, values, "random values")
-    done = launches(engine)
-    engine.generate([[token, 1] for token in range(8)], 0, range(8))
-    assert done.count("fill") == fills
+def test_prompts_that_begin_alike_are_answered_like_each_alone(make_engine, tiny_config, values):
+    """In rows that hold the prompts of others: what is left in them of these is used, and only that."""
+    rng = np.random.default_rng(6)
+    begin = rng.integers(0, tiny_config.vocab_size, PROMPT_SLOTS - 1).tolist()
+    chosen = [[*begin[: rng.integers(0, PROMPT_SLOTS)], int(rng.integers(tiny_config.vocab_size))] for _ in range(24)]
+    drawn = make_engine(SAMPLED, STOP_IDS).generate(chosen, 0, range(len(chosen)))
+    alone = make_engine(SAMPLED, STOP_IDS, rows=1)
+    for row, prompt in enumerate(chosen):
+        own = alone.generate([prompt], 0, [row])
+        assert own.ids(0) == drawn.ids(row)
+        np.testing.assert_allclose(own.logps[0], drawn.logps[row], rtol=0, atol=1e-5)
 
 
 def test_samples_answer_the_same_whether_they_share_a_prompt_or_not(make_engine, prompts, sampled):

@@ -20,13 +20,14 @@ class Job(NamedTuple):
 
     rows: int
     sections: int
-    prompts: int  # of a launch
+    chunks: int  # of a launch and section
+    size: int  # tokens of a chunk
     longest: int
     most: int  # tokens drawn
     samples: Sequence[tuple[tuple[int, ...], int]]
 
     def seats(self) -> Seats:
-        return Seats(self.rows, self.sections, self.prompts, max(1, self.longest - 1), self.slots, PAD)
+        return Seats(self.rows, self.sections, self.chunks, self.size, self.slots, PAD)
 
     @property
     def slots(self) -> int:
@@ -34,7 +35,7 @@ class Job(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """One of the two graphs: samples that sat down before it, and those that were complete after it."""
+    """One of the two graphs, or samples that sit down; and those that were complete after it."""
 
     kind: str
     seated: tuple[int, ...]
@@ -43,13 +44,14 @@ class Launch(NamedTuple):
 
 @st.composite
 def jobs(draw) -> Job:
-    sections, longest, most = draw(st.integers(1, 3)), draw(st.integers(1, 5)), draw(st.integers(1, 5))
-    pool = draw(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=longest), min_size=1, max_size=4))
+    sections, longest, most = draw(st.integers(1, 3)), draw(st.integers(1, 8)), draw(st.integers(1, 5))
+    pool = draw(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=longest), min_size=1, max_size=4))
     sample = st.tuples(st.sampled_from([tuple(prompt) for prompt in pool]), st.integers(1, most))
     return Job(
         sections * draw(st.integers(1, 6)),
         sections,
         draw(st.integers(1, 3)),
+        draw(st.integers(1, 4)),
         longest,
         most,
         draw(st.lists(sample, max_size=20)),
@@ -71,18 +73,27 @@ class Cache:
         return self.slots[section * self.section_rows + pair[0]]
 
     def fill(self, filling: Filling) -> None:
-        """Write prompts into the rows that get one."""
-        job, size = self.job, max(1, self.job.longest - 1)
-        assert filling.tokens_QP.shape == (job.sections * job.prompts, size)
-        assert filling.targets_BX.shape == (job.rows, 1 + 2 * size)
-        assert filling.lengths_Q.shape == (job.sections * job.prompts,)
+        """Write chunks into the rows that get them; what stands before one must be where it looks."""
+        job, size, chunks = self.job, self.job.size, self.job.sections * self.job.chunks
+        assert filling.tokens_QS.shape == (chunks, size)
+        assert filling.places_QX.shape == (chunks, 1 + 3 * self.section_rows * size)
+        assert filling.first_Q.shape == (chunks,)
         assert {x.dtype for x in filling} == {np.dtype(np.int32)}
-        for row, targets in enumerate(filling.targets_BX):
-            assert 0 <= targets[0] < job.prompts
-            number, pairs = row // self.section_rows * job.prompts + targets[0], targets[1:].reshape(-1, 2)
-            for token, pair in zip(filling.tokens_QP[number], pairs, strict=True):
-                self.line(row, pair)[pair[1]] = token
-            assert (pairs[:, 1] != job.slots - 1).sum() in (0, filling.lengths_Q[number])
+        tokens = filling.tokens_QS.reshape(job.sections, -1)
+        written = []
+        for number, (_, *places) in enumerate(filling.places_QX.tolist()):  # all of them before any is looked at
+            section, offered = number // job.chunks, self.section_rows * size
+            for i, token in enumerate(places[:offered]):
+                assert 0 <= token < job.chunks * size
+                row, pair = i // size, places[offered + 2 * i : offered + 2 * i + 2]
+                self.line(section * self.section_rows + row, pair)[pair[1]] = tokens[section, token]
+                if pair[1] != job.slots - 1:
+                    written.append((section * self.section_rows + row, pair[1], number))
+        assert len({(row, slot) for row, slot, _ in written}) == len(written)
+        for row, slot, number in written:
+            looked_at = number // job.chunks * self.section_rows + filling.places_QX[number, 0]
+            assert filling.first_Q[number] <= slot < filling.first_Q[number] + size
+            np.testing.assert_array_equal(self.slots[looked_at, : slot + 1], self.slots[row, : slot + 1])
 
 
 def run(job: Job) -> Iterator[Launch]:
@@ -91,18 +102,22 @@ def run(job: Job) -> Iterator[Launch]:
     prompts = [prompt for prompt, _ in job.samples]
     texts = [list(prompt) for prompt in prompts]  # as far as they are known
     while queue or len(seats.taken):
-        while seats.worth_filling(len(queue)):
+        if seats.worth_seating(len(queue)):
             before, occupied, first = set(seats.taken), seats.sample.copy(), list(queue)
             free = job.rows - len(before)
             assert free >= min(len(queue), max(1, job.rows // 4))
-            live = cache.slots[list(before), :-1].copy()
-            cache.fill(seats.fill(queue, prompts))
-            np.testing.assert_array_equal(cache.slots[list(before), :-1], live)  # those who sit are left alone
+            seats.seat(queue, prompts)
             seated = sorted(set(seats.taken) - before)
-            assert 1 <= len(seated) <= free
+            assert len(seated) == min(free, len(first))
             np.testing.assert_array_equal(seats.sample[list(before)], occupied[list(before)])
             assert sorted(seats.sample[seated]) == first[: len(seated)] and list(queue) == first[len(seated) :]
-            yield Launch("fill", tuple(first[: len(seated)]), ())
+            yield Launch("seat", tuple(first[: len(seated)]), ())
+            live = cache.slots[list(before), :-1].copy()
+            while seats.unfilled:
+                assert set(seats.unfilled) <= set(seated)
+                cache.fill(seats.fill())
+                yield Launch("fill", (), ())
+            np.testing.assert_array_equal(cache.slots[list(before), :-1], live)  # those who sit are left alone
         step(job, seats, cache, texts)
         ended = [row for row in seats.taken if seats.drawn[row] == job.samples[seats.sample[row]][1]]
         complete = tuple(int(sample) for sample in seats.sample[ended])
@@ -144,24 +159,21 @@ def test_every_sample_sits_once_and_sees_its_own_text_alone(job):
 
 @settings(max_examples=200, deadline=None)
 @given(jobs())
-def test_a_prompt_is_computed_once_for_all_who_sit_down_in_a_section(job):
+def test_a_chunk_is_computed_once_for_all_who_sit_down_in_a_section(job):
     seats, queue = job.seats(), deque(range(len(job.samples)))
     prompts = [prompt for prompt, _ in job.samples]
-    section_rows = job.rows // job.sections
-    while queue:
-        filling = seats.fill(queue, prompts)
-        for section, numbers in enumerate(filling.targets_BX[:, 0].reshape(job.sections, section_rows)):
-            computed: dict[tuple[int, ...], set[int]] = {}
-            for row, number in enumerate(numbers, section * section_rows):
-                if seats.sample[row] != NOTHING:
-                    computed.setdefault(prompts[seats.sample[row]], set()).add(int(number))
-            assert all(len(numbers) == 1 for numbers in computed.values())
-            assert len({*map(min, computed.values())}) == len(computed) <= job.prompts
-            for prompt, (number,) in computed.items():
-                line = filling.tokens_QP[section * job.prompts + number]
-                assert line.tolist() == [*prompt[:-1], *[PAD] * (len(line) - len(prompt) + 1)]
-                assert filling.lengths_Q[section * job.prompts + number] == max(1, len(prompt) - 1)
-        seats.leave(seats.taken)
+    seats.seat(queue, prompts)
+    wanted: set[tuple[int, tuple[int, ...]]] = set()  # nobody holds anything yet: (section, prompt up to a chunk's end)
+    for row in seats.taken:
+        text = prompts[seats.sample[row]][:-1]
+        ends = range(job.size, len(text) + job.size, job.size)
+        wanted |= {(row * job.sections // job.rows, text[:end]) for end in ends}
+    of_sections = [sum(section == own for own, _ in wanted) for section in range(job.sections)]
+    launches = 0
+    while seats.unfilled:
+        seats.fill()
+        launches += 1
+    assert launches == max(-(-count // job.chunks) for count in of_sections)
 
 
 def same(count: int, length: int = 2, tokens: int = 1) -> list[tuple[tuple[int, ...], int]]:
@@ -180,25 +192,25 @@ def different(count: int, lengths: Sequence[int]) -> list[tuple[tuple[int, ...],
 )
 def test_a_quarter_of_the_rows_or_all_who_wait_are_worth_a_launch(rows, waiting, free, worth):
     seats = Seats(rows, 1, rows, 2, 6, PAD)
-    seats.fill(deque(range(rows - free)), [(1, 2)] * rows)
+    seats.seat(deque(range(rows - free)), [(1, 2)] * rows)
     assert len(seats.taken) == rows - free
-    assert seats.worth_filling(waiting) == worth
+    assert seats.worth_seating(waiting) == worth
 
 
 def test_a_row_is_given_to_the_next_sample_at_once():
     """Three rows; the second sample is the shortest. Later ones come as rows are freed, in the order of the queue."""
-    job = Job(3, 1, 3, 2, 9, different(6, [5, 2, 4, 3, 1, 2]))
-    kinds = [(launch.kind, launch.seated, launch.ended) for launch in run(job)]
+    job = Job(3, 1, 3, 1, 2, 9, different(6, [5, 2, 4, 3, 1, 2]))
+    kinds = [(launch.kind, launch.seated, launch.ended) for launch in run(job) if launch.kind != "fill"]
     assert kinds == [
-        ("fill", (0, 1, 2), ()),
+        ("seat", (0, 1, 2), ()),
         ("token", (), ()),
         ("token", (), (1,)),
-        ("fill", (3,), ()),
+        ("seat", (3,), ()),
         ("token", (), ()),
         ("token", (), (2,)),
-        ("fill", (4,), ()),
+        ("seat", (4,), ()),
         ("token", (), (0, 3, 4)),
-        ("fill", (5,), ()),
+        ("seat", (5,), ()),
         ("token", (), ()),
         ("token", (), (5,)),
     ]
@@ -209,19 +221,38 @@ def launches_of(job: Job) -> dict[str, int]:
     return {kind: kinds.count(kind) for kind in ("fill", "token")}
 
 
-def test_samples_of_one_prompt_take_one_launch_and_others_as_many_as_their_prompts_need():
-    assert launches_of(Job(8, 1, 1, 2, 3, same(8))) == {"fill": 1, "token": 1}
-    assert launches_of(Job(8, 1, 2, 2, 3, different(8, [2]))) == {"fill": 4, "token": 2}
-    assert launches_of(Job(8, 2, 1, 2, 3, different(8, [2]))) == {"fill": 4, "token": 2}  # each section computes one
-    assert launches_of(Job(8, 2, 1, 2, 3, same(8))) == {"fill": 1, "token": 1}
+def test_samples_of_one_prompt_take_one_launch_and_others_as_many_as_their_chunks_need():
+    assert launches_of(Job(8, 1, 1, 1, 2, 3, same(8))) == {"fill": 1, "token": 1}
+    assert launches_of(Job(8, 1, 2, 1, 2, 3, different(8, [2]))) == {"fill": 4, "token": 2}
+    assert launches_of(Job(8, 2, 1, 1, 2, 3, different(8, [2]))) == {"fill": 4, "token": 2}  # each section computes one
+    assert launches_of(Job(8, 2, 1, 1, 2, 3, same(8))) == {"fill": 1, "token": 1}
+    assert launches_of(Job(8, 1, 2, 2, 8, 3, same(8, 8))) == {"fill": 2, "token": 1}  # seven tokens in chunks of two
+
+
+def test_what_a_row_holds_of_a_prompt_is_not_computed_again():
+    """Eight tokens of ten are those of the prompt before; then all of them; then none, though the rest is the same."""
+    texts = [(*range(10), 0), (*range(8), 20, 21, 0), (*range(8), 20, 21, 5), (30, *range(1, 8), 20, 21, 5)]
+    assert launches_of(Job(1, 1, 1, 2, 11, 2, [(text, 1) for text in texts]))["fill"] == 5 + 1 + 0 + 5
+
+
+def test_a_sample_is_given_the_row_that_holds_most_of_its_prompt():
+    prompts = [(1, 1, 1, 0), (2, 2, 2, 0), (3, 3, 3, 0), (2, 2, 5, 0), (3, 3, 3, 0), (1, 6, 0)]
+    seats = Seats(3, 1, 3, 3, 9, PAD)
+    seats.seat(deque([0, 1, 2]), prompts)
+    held = seats.sample.copy()
+    seats.fill()
+    assert not seats.unfilled
+    seats.leave(seats.taken)
+    seats.seat(deque([3, 4, 5]), prompts)
+    assert {int(old): int(new) for old, new in zip(held, seats.sample, strict=True)} == {1: 3, 2: 4, 0: 5}
 
 
 def test_sections_are_filled_evenly():
     seats = Seats(8, 2, 4, 2, 6, PAD)
-    seats.fill(deque(range(4)), [(number,) for number in range(4)])
+    seats.seat(deque(range(4)), [(number,) for number in range(4)])
     assert (seats.sample.reshape(2, 4) != NOTHING).sum(1).tolist() == [2, 2]
     seats.leave(np.flatnonzero(seats.sample.reshape(2, 4)[0] != NOTHING))
-    seats.fill(deque([4, 5]), [(number,) for number in range(6)])
+    seats.seat(deque([4, 5]), [(number,) for number in range(6)])
     assert (seats.sample.reshape(2, 4)[0] != NOTHING).sum() == 2  # the emptier one
 
 
@@ -230,17 +261,16 @@ def test_rows_work_until_the_queue_is_empty(samples):
     """Lengths differ by a factor of eight. In batches every row would wait for the longest of its batch."""
     rng = np.random.default_rng(samples)
     lengths = rng.integers(1, 9, samples).tolist()
-    steps = launches_of(Job(16, 1, 4, 2, 8, different(samples, lengths)))["token"]
+    steps = launches_of(Job(16, 1, 4, 1, 2, 8, different(samples, lengths)))["token"]
     batches = sum(max(lengths[first : first + 16]) for first in range(0, samples, 16))
     assert sum(lengths) / 16 <= steps < 0.8 * batches
 
 
 def test_a_sample_of_one_token_needs_nothing_in_the_cache():
     """The prompt's only token is the first that the token graph is given."""
-    job = Job(2, 1, 2, 1, 2, [((5,), 1), ((6,), 2), ((8,), 1)])
+    job = Job(2, 1, 2, 1, 1, 2, [((5,), 1), ((6,), 2), ((8,), 1)])
     seats = job.seats()
-    filling = seats.fill(deque([0, 1]), [prompt for prompt, _ in job.samples])
-    assert filling.lengths_Q.tolist() == [1, 1]
-    assert filling.targets_BX[:, 1:].tolist() == [[0, job.slots - 1], [1, job.slots - 1]]
+    seats.seat(deque([0, 1]), [prompt for prompt, _ in job.samples])
+    assert not seats.unfilled
     assert seats.token.tolist() == [5, 6]
-    assert launches_of(job) == {"fill": 2, "token": 2}
+    assert launches_of(job) == {"fill": 0, "token": 2}

@@ -5,15 +5,15 @@ from dataclasses import replace
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, nn
 
-from r1parallel.models.cache import Cache, PromptRows, TokenRows
+from r1parallel.models.cache import Cache, ChunkRows, TokenRows
 from r1parallel.models.cached import prompt_model, token_model
 from r1parallel.models.fused import FUSED, PLAIN
 from r1parallel.models.parameters import load_parameters, parameter_values
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
 
-ROWS, SLOTS, HEADS, SIZE, PROMPT = 4, 7, 2, 3, 4
+ROWS, SLOTS, HEADS, SIZE, CHUNK = 4, 7, 2, 3, 4
 SCRATCH = SLOTS - 1
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
@@ -29,13 +29,12 @@ class Put(nn.Cell):
 
 
 class Fill(nn.Cell):
-    def __init__(self, cache, prompts):
+    def __init__(self, cache):
         super().__init__(auto_prefix=False)
-        self.cache, self.prompts, self.done = cache, prompts, ops.Add()
+        self.cache = cache
 
-    def construct(self, k, v, targets):
-        self.cache.put_prompts(k, v, self.prompts, targets)
-        return self.done(targets, 0)
+    def construct(self, k, v, places):
+        return self.cache.put_chunks(k, v, places)
 
 
 def numbers(*shape):
@@ -47,14 +46,15 @@ def contents(cache):
     return cache.key_cache.asnumpy().copy(), cache.value_cache.asnumpy().copy()
 
 
-def targets_of(rows):
-    """(prompt, length, …) of every row → targets_BX; what no token is for goes to the row's last slot."""
-    targets = np.full((ROWS, 1 + 2 * PROMPT), SCRATCH, np.int32)
-    targets[:, 1::2] = np.arange(ROWS)[:, None]
-    for row, (prompt, length) in enumerate(rows):
-        targets[row, 0] = prompt
-        targets[row, 2 : 2 + 2 * length : 2] = np.arange(length)
-    return targets
+def places_of(chunks):
+    """(rows, first slot, length) of every chunk → places_QX; what no token is for goes to the row's last slot."""
+    places = np.zeros((len(chunks), 1 + 3 * ROWS * CHUNK), np.int32)
+    for chunk, (rows, first, length) in enumerate(chunks):
+        spots = np.full((ROWS, CHUNK, 2), SCRATCH, np.int32)
+        spots[:, :, 0] = np.arange(ROWS)[:, None]
+        spots[rows, :length, 1] = np.arange(first, first + length)
+        places[chunk] = [rows[0], *np.tile(chunk * CHUNK + np.arange(CHUNK), ROWS), *spots.reshape(-1)]
+    return places
 
 
 def test_a_token_of_every_row_is_added():
@@ -72,20 +72,20 @@ def test_a_token_of_every_row_is_added():
         k = k + 1000
 
 
-def test_rows_may_take_the_same_prompt_or_none():
-    """Rows 0 and 2 take three tokens of prompt 1, row 3 all of prompt 0; row 1 keeps what it has."""
+def test_rows_may_take_the_same_chunk_or_none():
+    """Rows 0 and 2 take three tokens of chunk 1 from slot 2 on, row 3 all of chunk 0; row 1 keeps what it has."""
     cache = Cache(ROWS, SLOTS, HEADS, SIZE, ms.float32)
     old = 0.5 + numbers(ROWS, SLOTS, HEADS, SIZE)
     cache.key_cache.set_data(Tensor(old))
     cache.value_cache.set_data(Tensor(2 * old))
-    k = numbers(2 * PROMPT, HEADS * SIZE)
-    targets = targets_of([(1, 3), (0, 0), (1, 3), (0, PROMPT)])
-    Fill(cache, 2)(Tensor(k), Tensor(-k), Tensor(targets)).asnumpy()
-    prompts = k.reshape(2, PROMPT, HEADS, SIZE)
-    for kept, before, given in zip(contents(cache), (old, 2 * old), (prompts, -prompts), strict=True):
-        for row, (prompt, length) in enumerate([(1, 3), (0, 0), (1, 3), (0, PROMPT)]):
-            np.testing.assert_array_equal(kept[row, :length], given[prompt, :length])
-            np.testing.assert_array_equal(kept[row, length:SCRATCH], before[row, length:SCRATCH])
+    k = numbers(2 * CHUNK, HEADS * SIZE)
+    seen = Fill(cache)(Tensor(k), Tensor(-k), Tensor(places_of([([3], 0, CHUNK), ([2, 0], 2, 3)])))
+    chunks = k.reshape(2, CHUNK, HEADS, SIZE)
+    for kept, looked, before, given in zip(contents(cache), seen, (old, 2 * old), (chunks, -chunks), strict=True):
+        expected = before.copy()
+        expected[[0, 2], 2:5], expected[3, :CHUNK] = given[1, :3], given[0]
+        np.testing.assert_array_equal(kept[:, :SCRATCH], expected[:, :SCRATCH])
+        np.testing.assert_array_equal(looked.asnumpy()[:, :SCRATCH], expected[[3, 2], :SCRATCH])  # after writing
 
 
 def test_a_token_sees_the_slots_up_to_its_own():
@@ -96,21 +96,19 @@ def test_a_token_sees_the_slots_up_to_its_own():
     assert seen.asnumpy().tolist() == [[[slot <= position for slot in range(SLOTS)]] for position in positions]
 
 
-def test_a_token_of_a_prompt_sees_what_is_of_it_and_not_behind():
-    lengths = np.array([3, 1, PROMPT], np.int32)
-    targets = np.zeros((ROWS, 1 + 2 * PROMPT), np.int32)
-    positions, seen = PromptRows(PROMPT)(Tensor(targets), Tensor(lengths))
-    assert positions.asnumpy().tolist() == [list(range(PROMPT))] * 3
-    for length, seen_PP in zip(lengths, seen.asnumpy(), strict=True):
-        for query in range(PROMPT):
-            assert seen_PP[query].tolist() == [key <= query and key < length for key in range(PROMPT)]
-            assert seen_PP[query].any()  # padding too
+def test_a_token_of_a_chunk_sees_what_its_row_holds_up_to_itself():
+    first = np.array([0, 3], np.int32)
+    positions, seen = ChunkRows(CHUNK, SLOTS)(Tensor(np.zeros((2, 1), np.int32)), Tensor(first))
+    assert positions.asnumpy().tolist() == [[0, 1, 2, 3], [3, 4, 5, 6]]
+    for begin, seen_SK in zip(first, seen.asnumpy(), strict=True):
+        for query in range(CHUNK):
+            assert seen_SK[query].tolist() == [key <= begin + query for key in range(SLOTS)]
 
 
 @pytest.mark.parametrize("operators", [PLAIN, FUSED], ids=["plain", "fused"])
 def test_both_models_hold_the_same_weights_and_cache(tiny_config, operators):
     tokens = token_model(tiny_config, ROWS, SLOTS, operators)
-    prompts = prompt_model(tokens, PROMPT, operators)
+    prompts = prompt_model(tokens, CHUNK, operators)
     ours = {p.name: p for p in tokens.get_parameters()}
     theirs = {p.name: p for p in prompts.get_parameters()}
     assert ours.keys() == theirs.keys() and all(ours[name] is theirs[name] for name in ours)
@@ -128,21 +126,24 @@ def asked_for_few_rows(model):
 @pytest.mark.parametrize(("operators", "asked"), [(PLAIN, {False}), (FUSED, {True})], ids=["plain", "fused"])
 def test_products_of_few_rows_are_asked_for_where_weights_lie_right(tiny_config, operators, asked):
     tokens = token_model(tiny_config, ROWS, SLOTS, operators)
-    assert asked_for_few_rows(tokens) == asked_for_few_rows(prompt_model(tokens, PROMPT, operators)) == asked
+    assert asked_for_few_rows(tokens) == asked_for_few_rows(prompt_model(tokens, CHUNK, operators)) == asked
     assert asked_for_few_rows(Qwen2ForCausalLM(tiny_config, SLOTS, operators)) == {False}  # rounds alike for all rows
 
 
 @pytest.mark.parametrize("operators", [PLAIN, FUSED], ids=["plain", "fused"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_logits_are_those_of_the_model_without_a_cache(request, tiny_config, noisy_values, operators, tied):
-    """Prompts into rows that held others before, then tokens one after the other, each row at its own place."""
+    """Prompts into rows that held others before, then tokens one after the other, each row at its own place.
+
+    Row 1's prompt takes two chunks of one call; row 3's only token is put in by the second call, beside nothing.
+    """
     if operators is FUSED:
         request.getfixturevalue("fused_kernels")
     config = replace(tiny_config, tie_word_embeddings=tied)
     rng = np.random.default_rng(8)
     texts = rng.integers(0, config.vocab_size, (ROWS, SCRATCH)).astype(np.int32)
     texts[2] = texts[0, [0, 1, 2, 5, 5, 5]]  # shares the prompt of the first
-    lengths = [3, PROMPT, 3, 1]  # of the prompts; those of row 0 and 2 are computed once
+    lengths = [3, CHUNK + 1, 3, 1]  # of the prompts; those of row 0 and 2 are computed once
     values = noisy_values(config, seed=6)
     whole = Qwen2ForCausalLM(config, SCRATCH, operators)
     load_parameters(whole, values, "test")
@@ -150,14 +151,16 @@ def test_logits_are_those_of_the_model_without_a_cache(request, tiny_config, noi
     expected = whole(Tensor(texts), slots, starts).asnumpy().reshape(ROWS, SCRATCH, -1)
 
     tokens = token_model(config, ROWS, SLOTS, operators)
-    prompts = prompt_model(tokens, PROMPT, operators)
+    prompts = prompt_model(tokens, CHUNK, operators)
     load_parameters(tokens, values, "test")
     for parameter in tokens.get_parameters():
         if parameter.name.endswith("_cache"):
             parameter.set_data(Tensor(rng.normal(size=parameter.shape).astype(np.float32)))
-    filling = np.stack([texts[0, :PROMPT], texts[1, :PROMPT], texts[3, :PROMPT]])
-    targets = targets_of([(0, 3), (1, PROMPT), (0, 3), (2, 1)])
-    prompts(Tensor(filling), Tensor(targets), Tensor(np.array([3, PROMPT, 1], np.int32))).asnumpy()
+    padded = np.pad(texts, ((0, 0), (0, 2 * CHUNK)))
+    for chunks in ([([0, 2], 0, 3), ([1], 0, CHUNK), ([1], CHUNK, 1)], [([3], 0, 1), ([0], 0, 0), ([0], 0, 0)]):
+        filling = np.stack([padded[rows[0], first : first + CHUNK] for rows, first, _ in chunks])
+        first = np.array([first for _, first, _ in chunks], np.int32)
+        prompts(Tensor(filling), Tensor(places_of(chunks)), Tensor(first)).asnumpy()
     at = np.array(lengths, np.int32)
     while (at < SCRATCH).any():
         busy = at < SCRATCH

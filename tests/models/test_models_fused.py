@@ -139,7 +139,7 @@ def test_generation_answers_as_the_plain_model_does(fused_kernels, noisy_values,
     prompts = [prompts[i] for i in (0, 0, 1, 2, 2, 2, 3, 4)]
     sampling, answers = SamplingConfig(max_tokens=9, temperature=temperature), []
     for made_of in (PLAIN, operators):
-        engine = RolloutEngine(SIZES[tied], sampling, 3, PROMPT, range(4), 0, operators=made_of, group=2)
+        engine = RolloutEngine(SIZES[tied], sampling, 3, PROMPT, range(4), 0, operators=made_of)
         load_parameters(engine.model, noisy_values(SIZES[tied], seed=6), "test")
         answers.append(engine.generate(prompts, 5, range(len(prompts))))
     for key in ("tokens", "lengths", "stopped"):
