@@ -1,6 +1,6 @@
-// CPU kernels of operators that MindSpore has for Ascend only: RmsNorm, RotaryPositionEmbedding, SiLU, FlashAttentionScore
-// and their gradients, for fp32. What each does is documented with its operator; what is not done here is refused. And those
-// that take the places of MindSpore's own.
+// CPU kernels for fp32: of operators that MindSpore has for Ascend only (RmsNorm, RotaryPositionEmbedding, SiLU,
+// FlashAttentionScore and their gradients), of our own operators, and those that take the places of MindSpore's. What each
+// does is documented with its operator; what is not done here is refused.
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -293,10 +293,10 @@ extern "C" void r1parallel_register_fused() {
   Add<AttentionForward>("FlashAttentionScore");
   Add<AttentionBackward>("FlashAttentionScoreGrad");
   Add<Clear>("InplaceZero");
+  Add<SquareSums>("SquareSums");
+  Add<AdamOfAll>("AdamOfAll");
   Add<TokenBlock>("TokenBlock");
   Replace<AddTo>("AssignAdd");
-  Replace<AdamUpdate>("FusedCastAdamWeightDecay");
-  Replace<HalfSquares>("L2Loss");
   Replace<LogSoftmaxForward>("LogSoftmax");
   Replace<LogSoftmaxBackward>("LogSoftmaxGrad");
   Replace<MatMul>("MatMul");

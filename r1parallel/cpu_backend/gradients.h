@@ -4,7 +4,6 @@
 
 #include <cmath>
 #include <cstring>
-#include <numeric>
 #include <vector>
 
 #include "elementwise.h"
@@ -44,51 +43,82 @@ namespace kernel {
 namespace r1parallel {
 constexpr size_t kLeast = 1 << 16;  // numbers that are worth a thread
 
-// x → Σ x² / 2. MindSpore's kernel adds up number by number in float32, which loses digits, and on one thread.
-class HalfSquares : public Replacement {
- public:
-  using Replacement::Replacement;
+// Stretches of several tensors, that threads share out evenly.
+struct Stretch {
+  size_t tensor, begin, end;
+};
 
-  bool Launch(const Tensors &inputs, const Tensors &workspace, const Tensors &outputs, void *stream) override {
-    if (inputs[0]->dtype_id() != kNumberTypeFloat32) {
-      return Replacement::Launch(inputs, workspace, outputs, stream);
+inline std::vector<Stretch> Stretches(const Tensors &tensors, size_t first, size_t count, size_t length) {
+  std::vector<Stretch> all;
+  for (size_t i = 0; i < count; ++i) {
+    const size_t size = tensors[first + i]->size() / sizeof(float);
+    for (size_t begin = 0; begin < size; begin += length) {
+      all.push_back({i, begin, std::min(begin + length, size)});
     }
-    const float *x = Numbers(inputs[0]);
-    const size_t count = inputs[0]->size() / sizeof(float);
-    std::vector<double> parts((count + kPart - 1) / kPart);  // the same ones for any number of threads
-    ShareOut(parts.size(), 1, [&](size_t begin, size_t end) {
-      for (size_t i = begin * kPart; i < std::min(end * kPart, count); i += kLine) {
-        parts[i / kPart] += ::r1parallel::Dot(x + i, x + i, nullptr, std::min(kLine, count - i));
+  }
+  return all;
+}
+
+// x_1 … x_P → Σ x² of each.
+class SquareSums : public Fused {
+ public:
+  bool Launch(const Tensors &inputs, const Tensors &, const Tensors &outputs) override {
+    const auto stretches = Stretches(inputs, 0, inputs.size(), kLeast);
+    std::vector<double> parts(stretches.size()), sums(inputs.size());  // the same ones for any number of threads
+    ShareOut(stretches.size(), 1, [&](size_t begin, size_t end) {
+      for (size_t i = begin; i < end; ++i) {
+        const float *x = Numbers(inputs[stretches[i].tensor]);
+        for (size_t at = stretches[i].begin; at < stretches[i].end; at += kLine) {
+          parts[i] += ::r1parallel::Dot(x + at, x + at, nullptr, std::min(kLine, stretches[i].end - at));
+        }
       }
     });
-    *Numbers(outputs[0]) = static_cast<float>(std::accumulate(parts.begin(), parts.end(), 0.0) / 2);
+    for (size_t i = 0; i < parts.size(); ++i) {
+      sums[stretches[i].tensor] += parts[i];
+    }
+    std::copy(sums.begin(), sums.end(), Numbers(outputs[0]));
     return true;
   }
 
  private:
-  static constexpr size_t kPart = 1 << 16, kLine = 1 << 10;  // numbers; a line is added up in float32
+  static constexpr size_t kLine = 1 << 10;  // numbers that are added up in float32
 };
 
-// parameter, m, v, lr, β1, β2, eps, decay, gradient, divisor of the gradient; the first three are changed.
-// MindSpore's kernel does so too, number by number.
-class AdamUpdate : public Replacement {
+// See `training/at_once.py`. Every number is read and written once.
+class AdamOfAll : public Fused {
  public:
-  using Replacement::Replacement;
+  bool Init(const Tensors &inputs, const Tensors &outputs) override {
+    beta1_ = GetValue<float>(primitive_->GetAttr("beta1"));
+    beta2_ = GetValue<float>(primitive_->GetAttr("beta2"));
+    decays_ = GetValue<std::vector<float>>(primitive_->GetAttr("decays"));
+    return Fused::Init(inputs, outputs);
+  }
 
-  bool Launch(const Tensors &inputs, const Tensors &workspace, const Tensors &outputs, void *stream) override {
-    constexpr size_t kGradient = 8;
-    if (inputs[0]->dtype_id() != kNumberTypeFloat32 || inputs[kGradient]->dtype_id() != kNumberTypeFloat32) {
-      return Replacement::Launch(inputs, workspace, outputs, stream);
-    }
-    const float *gradient = Numbers(inputs[kGradient]);
-    const ::r1parallel::AdamNumbers by{*Numbers(inputs[3]), *Numbers(inputs[4]), *Numbers(inputs[5]),
-                                       *Numbers(inputs[6]), *Numbers(inputs[7]), 1.0f / *Numbers(inputs[9])};
-    ShareOut(inputs[0]->size() / sizeof(float), kLeast, [&](size_t begin, size_t end) {
-      ::r1parallel::Adam(end - begin, by, gradient + begin, Numbers(inputs[0]) + begin, Numbers(inputs[1]) + begin,
-                         Numbers(inputs[2]) + begin);
+  bool Launch(const Tensors &inputs, const Tensors &, const Tensors &outputs) override {
+    const size_t count = decays_.size();
+    const float divisor = *Numbers(inputs[0]), lr = *Numbers(inputs[1]), per_lr = *Numbers(inputs[2]);
+    const float eps = *Numbers(inputs[3]);
+    const auto stretches = Stretches(inputs, kScalars, count, kLeast);
+    ShareOut(stretches.size(), 1, [&](size_t begin, size_t end) {
+      for (size_t i = begin; i < end; ++i) {
+        const auto [tensor, from, to] = stretches[i];
+        float *of[4];
+        for (size_t kind = 0; kind < 4; ++kind) {
+          of[kind] = Numbers(inputs[kScalars + kind * count + tensor]) + from;
+        }
+        const ::r1parallel::AdamNumbers by{lr, beta1_, beta2_, eps, decays_[tensor] * per_lr, 1.0f / divisor};
+        ::r1parallel::Adam(to - from, by, of[1], of[0], of[2], of[3]);
+        std::memset(of[1], 0, (to - from) * sizeof(float));
+      }
     });
+    *Numbers(outputs[0]) = lr;
     return true;
   }
+
+ private:
+  static constexpr size_t kScalars = 4;
+  float beta1_{}, beta2_{};
+  std::vector<float> decays_;
 };
 
 // sum, x → sum + x, which takes its place. MindSpore's kernel does so on one thread.

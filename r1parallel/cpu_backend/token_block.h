@@ -30,7 +30,6 @@ class TokenBlock : public Fused {
   };
 
   bool Init(const Tensors &inputs, const Tensors &) override {
-    Require(inputs.size() == kInputs, "takes the inputs of its Cell only");
     for (size_t i = 0; i < kInputs; ++i) {
       Require(inputs[i]->dtype_id() == (i == kSpots ? kNumberTypeInt32 : kNumberTypeFloat32),
               "computes in float32 only, with places in int32");

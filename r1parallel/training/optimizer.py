@@ -11,17 +11,37 @@ from typing import Any
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore.common.initializer import initializer
-from mindspore.ops.operations.inner_ops import FusedCastAdamWeightDecay
+from mindspore.ops.auto_generate import InplaceZero
 
 from r1parallel.config.schema import OptimizerConfig
 from r1parallel.parallel.device import has_fused_kernels
-from r1parallel.training.sums import clear, square_sum
+from r1parallel.training.at_once import AdamOfAll, SquareSums
 
 _MOMENTUM = 0.9
 
 _adamw = ops.MultitypeFuncGraph("adamw")
-_adamw_at_once = ops.MultitypeFuncGraph("adamw_at_once")
 _momentum = ops.MultitypeFuncGraph("momentum")
+_square_sum = ops.MultitypeFuncGraph("square_sum")
+_clear = ops.MultitypeFuncGraph("clear")
+_in_place_zero = InplaceZero()
+
+
+@_square_sum.register("Tensor")
+def _square_sum_of_one(total: Any) -> Any:
+    return ops.sum(ops.square(total))
+
+
+@ops.constexpr
+def _has_kernels() -> bool:
+    return has_fused_kernels()
+
+
+@_clear.register("Tensor")
+def _clear_one(total: Any) -> Any:
+    # The compiler makes a constant of the zeros, as large as the sum.
+    if _has_kernels():
+        return _in_place_zero(total)
+    return ops.assign(total, ops.zeros_like(total))
 
 
 @_adamw.register("Function", *["Number"] * 2, *["Tensor"] * 5, "Number", *["Tensor"] * 4)
@@ -43,33 +63,14 @@ def _adamw_of_one(
     if decay > 0.0:
         ops.assign(parameter, parameter * (1.0 - lr * decay))
     adam(parameter, first, second, beta1_power, beta2_power, lr, beta1, beta2, eps, total * scale)
-    return clear(total)
-
-
-@_adamw_at_once.register("Function", *["Number"] * 2, *["Tensor"] * 4, "Number", *["Tensor"] * 4)
-def _adamw_at_once_of_one(
-    adam: Any,
-    beta1: Any,
-    beta2: Any,
-    divisor: Any,
-    lr: Any,
-    per_lr: Any,
-    eps: Any,
-    decay: Any,
-    parameter: Any,
-    total: Any,
-    first: Any,
-    second: Any,
-) -> Any:
-    adam(parameter, first, second, lr, beta1, beta2, eps, decay * per_lr, total, divisor)
-    return clear(total)
+    return _clear(total)
 
 
 @_momentum.register(*["Tensor"] * 5)
 def _momentum_of_one(scale: Any, lr: Any, parameter: Any, total: Any, velocity: Any) -> Any:
     ops.assign(velocity, velocity * _MOMENTUM + total * scale)
     ops.assign(parameter, parameter - velocity * lr)
-    return clear(total)
+    return _clear(total)
 
 
 def decays(name: str) -> bool:
@@ -83,9 +84,12 @@ class SquaredNorms(nn.Cell):
     def __init__(self, sums: ParameterTuple):
         super().__init__(auto_prefix=False)
         self.sums, self.each, self.stack = sums, ops.HyperMap(), ops.Stack()
+        self.at_once = SquareSums(len(sums)) if has_fused_kernels() else None
 
     def construct(self) -> Tensor:
-        return self.stack(self.each(square_sum, self.sums))
+        if self.at_once is not None:
+            return self.at_once(*self.sums)
+        return self.stack(self.each(_square_sum, self.sums))
 
 
 class AdamW(nn.Cell):
@@ -93,7 +97,7 @@ class AdamW(nn.Cell):
 
     p ← p·(1 − lr·decay);  m, v ← moments;  p ← p − lr·(m / (1 − β1ᵗ)) / (√(v / (1 − β2ᵗ)) + eps).
     MindSpore's Adam operator adds eps before the bias correction of v; passing eps·√(1 − β2ᵗ) makes both the same.
-    Where the CPU has kernels, scaling and decay are a part of the operator, which corrects no bias itself: it is given
+    Where the CPU has kernels, one operator makes the whole update. It corrects no bias itself: it is given
     lr·√(1 − β2ᵗ) / (1 − β1ᵗ), and a decay that times this is lr·decay.
 
     Args:
@@ -111,19 +115,16 @@ class AdamW(nn.Cell):
         self.moments = {p.name: p for p in (*self.first_moments, *self.second_moments)}
         self.beta1, self.beta2 = config.adam_beta1, config.adam_beta2
         self.decay = tuple(config.weight_decay if decays(p.name) else 0.0 for p in parameters)
-        self.at_once = has_fused_kernels()
-        self.adam = FusedCastAdamWeightDecay() if self.at_once else ops.Adam()
-        self.each, self.partial = ops.HyperMap(), ops.Partial()
+        self.at_once = AdamOfAll(self.beta1, self.beta2, self.decay) if has_fused_kernels() else None
+        self.adam, self.each, self.partial = ops.Adam(), ops.HyperMap(), ops.Partial()
 
     def construct(self, scale: Tensor, lr: Tensor, beta1_power: Tensor, beta2_power: Tensor, eps: Tensor) -> Tensor:
         """All arguments fp32 scalars; `scale` multiplies the sums (gradient clipping), `eps` is bias-corrected."""
-        if self.at_once:
+        if self.at_once is not None:
             ratio = ops.sqrt(1.0 - beta2_power) / (1.0 - beta1_power)
-            update = self.partial(
-                _adamw_at_once, self.adam, self.beta1, self.beta2, 1.0 / scale, lr * ratio, 1.0 / ratio, eps
-            )
-        else:
-            update = self.partial(_adamw, self.adam, self.beta1, self.beta2, scale, lr, beta1_power, beta2_power, eps)
+            tensors = (*self.parameters, *self.sums, *self.first_moments, *self.second_moments)
+            return self.at_once(1.0 / scale, lr * ratio, 1.0 / ratio, eps, *tensors)
+        update = self.partial(_adamw, self.adam, self.beta1, self.beta2, scale, lr, beta1_power, beta2_power, eps)
         done = self.each(update, self.decay, self.parameters, self.sums, self.first_moments, self.second_moments)
         return ops.depend(lr, done)
 

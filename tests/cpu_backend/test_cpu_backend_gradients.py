@@ -1,21 +1,13 @@
 import numpy as np
 import pytest
 from kernel_runs import normal, run
-from mindspore import Parameter, Tensor, float16, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore.ops.auto_generate import InplaceZero
-from mindspore.ops.operations.inner_ops import FusedCastAdamWeightDecay
+
+from r1parallel.training.at_once import AdamOfAll, SquareSums
 
 pytestmark = pytest.mark.usefixtures("fused_kernels")
 SHAPES = [(1,), (3, 5), (1031,), (1 << 16,), (257, 1024), (3, 65537)]  # shares and lines that come out even, and not
-
-
-class HalfSquares(nn.Cell):
-    def __init__(self):
-        super().__init__()
-        self.loss = ops.L2Loss()
-
-    def construct(self, x):
-        return self.loss(x)
 
 
 class Clear(nn.Cell):
@@ -40,34 +32,42 @@ class AddTo(nn.Cell):
         return self.add(self.sum, x)
 
 
-class Adam(nn.Cell):
-    def __init__(self, parameter, first, second):
+def parameters(kind, values):
+    return ParameterTuple([Parameter(Tensor(x), name=f"{kind}_{i}") for i, x in enumerate(values)])
+
+
+class Squares(nn.Cell):
+    def __init__(self, values):
         super().__init__()
-        values = {"p": parameter, "m": first, "v": second}
-        self.p, self.m, self.v = (Parameter(Tensor(x), name=name) for name, x in values.items())
-        self.adam = FusedCastAdamWeightDecay()
+        self.xs, self.sums = parameters("x", values), SquareSums(len(values))
 
-    def construct(self, lr, beta1, beta2, eps, decay, gradient, divisor):
-        return self.adam(self.p, self.m, self.v, lr, beta1, beta2, eps, decay, gradient, divisor)
+    def construct(self):
+        return self.sums(*self.xs)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_half_the_squares_are_those_of_float64(shape):
-    (x,) = normal(0, shape)
-    np.testing.assert_allclose(run(HalfSquares(), x), (x.astype(np.float64) ** 2).sum() / 2, rtol=2e-7)
+class Adam(nn.Cell):
+    """One update of several tensors."""
+
+    def __init__(self, beta1, beta2, decays, *values):
+        super().__init__()
+        self.p, self.g, self.m, self.v = (parameters(kind, each) for kind, each in zip("pgmv", values, strict=True))
+        self.adam = AdamOfAll(beta1, beta2, decays)
+
+    def construct(self, divisor, lr, per_lr, eps):
+        return self.adam(divisor, lr, per_lr, eps, *self.p, *self.g, *self.m, *self.v)
 
 
-def test_half_the_squares_of_numbers_that_are_not_finite():
-    for value in (np.inf, np.nan, 1e30):
-        (x,) = normal(0, (3, 65537))
+def test_sums_of_squares_are_those_of_float64():
+    values = normal(0, *SHAPES)
+    wanted = [(x.astype(np.float64) ** 2).sum() for x in values]
+    np.testing.assert_allclose(Squares(values)().asnumpy(), wanted, rtol=2e-7)
+
+
+def test_a_number_that_is_not_finite_spoils_the_sum_of_its_own_tensor():
+    values = normal(0, *[(3, 65537)] * 4)
+    for x, value in zip(values, (np.inf, np.nan, 1e30), strict=False):
         x[1, 7] = value
-        assert not np.isfinite(run(HalfSquares(), x))
-
-
-def test_half_the_squares_of_other_types_are_mindspores():
-    x = np.array([1.0, 2.0, 3.0])
-    assert run(HalfSquares(), x) == 7.0
-    assert HalfSquares()(Tensor(x, float16)).asnumpy() == 7.0
+    assert np.isfinite(Squares(values)().asnumpy()).tolist() == [False, False, False, True]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -104,24 +104,25 @@ def test_sums_of_other_types_are_mindspores():
     np.testing.assert_array_equal(run(cell, np.full(70, 2, np.int32)), np.arange(70) + 2)
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.3])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_an_adam_update_is_that_of_float64(shape, decay):
-    p, m, v, gradient = normal(0, shape, shape, shape, shape)
-    v = np.abs(v)
-    cell, by = Adam(p, m, v), np.array([0.01, 0.9, 0.99, 1e-3, decay], np.float32)
-    lr, beta1, beta2, eps, _ = by.astype(np.float64)
-    cell(*(Tensor(x) for x in by), Tensor(gradient), Tensor(np.float32(4.0)))
-    p, m, v, g = (x.astype(np.float64) for x in (p, m, v, gradient / 4))
-    m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
-    p = p - lr * (m / (np.sqrt(v) + eps) + by[4].astype(np.float64) * p)
-    for actual, wanted in ((cell.m, m), (cell.v, v), (cell.p, p)):
-        np.testing.assert_allclose(actual.asnumpy(), wanted, rtol=2e-6, atol=2e-7)
+@pytest.mark.parametrize("divisor", [1.0, 4.0])
+def test_an_adam_update_is_that_of_float64(divisor):
+    decays = tuple(0.1 * number for number in range(len(SHAPES)))
+    p, g, m, v = (normal(number, *SHAPES) for number in range(4))
+    v = [np.abs(x) for x in v]
+    cell = Adam(0.9, 0.99, decays, p, g, m, v)
+    lr, per_lr, eps = 0.01, 3.0, 1e-3
+    done = run(cell, *(np.float32(x) for x in (divisor, lr, per_lr, eps)))
+    assert done == np.float32(lr)
+    for i, decay in enumerate(decays):
+        old, slope, first, second = (x[i].astype(np.float64) for x in (p, g, m, v))
+        first = 0.9 * first + 0.1 * slope / divisor
+        second = 0.99 * second + 0.01 * (slope / divisor) ** 2
+        new = old - lr * (first / (np.sqrt(second) + eps) + decay * per_lr * old)
+        for actual, wanted in ((cell.m[i], first), (cell.v[i], second), (cell.p[i], new), (cell.g[i], 0 * slope)):
+            np.testing.assert_allclose(actual.asnumpy(), wanted, rtol=3e-6, atol=3e-7)
 
 
-def test_a_gradient_of_another_type_is_mindspores():
-    p, m, v, gradient = (np.ones(3, np.float32) for _ in range(4))
-    cell = Adam(p, m, v)
-    numbers = (Tensor(np.float32(x)) for x in (0.5, 0.5, 0.5, 0.0, 0.0))
-    cell(*numbers, Tensor(gradient, float16), Tensor(np.float32(1.0)))
-    np.testing.assert_allclose(cell.p.asnumpy(), 0.5, rtol=1e-6)
+def test_a_gradient_that_is_no_number_is_cleared_too():
+    cell = Adam(0.9, 0.99, (0.0,), *[[np.array([1.0, np.nan], np.float32)]] * 4)
+    run(cell, *(np.float32(x) for x in (1.0, 0.1, 1.0, 1e-3)))
+    assert cell.g[0].asnumpy().tolist() == [0.0, 0.0]

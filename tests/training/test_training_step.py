@@ -9,7 +9,7 @@ from r1parallel.config.schema import OptimizerConfig
 from r1parallel.errors import UserError
 from r1parallel.models.parameters import load_state, state_values
 from r1parallel.parallel.world import World
-from r1parallel.training import optimizer, sums
+from r1parallel.training import optimizer
 from r1parallel.training.optimizer import AdamW, Momentum, SquaredNorms, decays
 from r1parallel.training.step import TrainStep
 
@@ -100,8 +100,7 @@ REFERENCES = {"adamw": (AdamW, ReferenceAdamW), "momentum": (Momentum, Reference
 def operators(request, monkeypatch):
     """With this machine's kernels, if it has some, and without, as on Ascend."""
     if not request.param:
-        for module in (optimizer, sums):
-            monkeypatch.setattr(module, "has_fused_kernels", lambda: False)
+        monkeypatch.setattr(optimizer, "has_fused_kernels", lambda: False)
 
 
 @pytest.mark.parametrize("max_grad_norm", [0.0, 0.5, 100.0])
