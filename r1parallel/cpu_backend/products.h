@@ -82,7 +82,7 @@ R1_INLINE void OutsTile(const float *x, const float *w, size_t rows, size_t dept
 template <size_t kWide>
 R1_INLINE void OutsBand(size_t begin, size_t end, const float *x, const float *w, size_t rows, size_t depth,
                         size_t outs, float *y) {
-  constexpr size_t kOuts = kWide < 4 ? 8 / kWide : 2;  // as many sums as multiplications are under way at once
+  constexpr size_t kOuts = kWide < 4 ? 12 / kWide : 2;  // sums; more than multiplications that are under way at once
   size_t j = begin;
   for (; j + kOuts <= end; j += kOuts) {
     OutsTile<kWide, kOuts>(x, w + j * depth, rows, depth, y + j, outs);
