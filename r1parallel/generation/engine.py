@@ -13,7 +13,7 @@ from r1parallel.config.model import ModelConfig
 from r1parallel.config.schema import SamplingConfig
 from r1parallel.errors import UserError
 from r1parallel.generation.noise import uniforms
-from r1parallel.generation.programs import FillCache, NextToken, split_cache
+from r1parallel.generation.programs import FillCache, NextTokens, split_cache
 from r1parallel.generation.sampling import Sampler
 from r1parallel.generation.seats import Seats
 from r1parallel.models.cached import prompt_model, token_model
@@ -28,6 +28,7 @@ from r1parallel.parallel.world import DryWorld, World
 
 _ONE_RANK, _ALONE = Mesh(), World()
 _CHUNK = 32  # tokens of a prompt at most that are computed together
+_TOKENS = 4  # of a launch at most
 
 
 @dataclass
@@ -70,6 +71,7 @@ class RolloutEngine:
 
     Attributes:
         model: holds the weights.
+        tokens_per_launch: of every row. What a row draws after its end is thrown away.
 
     Raises:
         UserError: P + C is more than the model's positions, or a stop or padding id is not the model's.
@@ -111,9 +113,12 @@ class RolloutEngine:
         if world.size > 1:
             split_cache(self.model, filling, mesh)
         sampler = Sampler(sampling, config.vocab_size)
-        self._fill, self._next_token = (
+        # A penalty or a least length makes the host look at every token before the next one is drawn.
+        watched = sampling.repetition_penalty != 1.0 or sampling.min_tokens > 0
+        self.tokens_per_launch = 1 if watched else min(_TOKENS, self.max_tokens)
+        self._fill, self._next_tokens = (
             on_mesh(program.set_train(False), ModelLayout(config, mesh), world)
-            for program in (FillCache(filling), NextToken(self.model, sampler))
+            for program in (FillCache(filling), NextTokens(self.model, sampler, self.tokens_per_launch, slots))
         )
         self._world, self._compiled = world, False
         if world.size > 1:
@@ -122,7 +127,10 @@ class RolloutEngine:
     def _compile(self) -> None:
         seats = self._seats()
         graphs = [
-            (self._next_token, self._step_inputs(seats, np.zeros(self.rows, np.float32), self._seen([]))),
+            (
+                self._next_tokens,
+                self._step_inputs(seats, np.zeros((0, self.tokens_per_launch), np.float32), self._seen([])),
+            ),
             (self._fill, tuple(Tensor(x) for x in seats.fill())),
         ]
         # Only the former holds every Parameter. The first graph slices them, the last one is what a dry run checks.
@@ -142,7 +150,7 @@ class RolloutEngine:
     @property
     def graphs(self) -> int:
         """Graphs that were compiled so far."""
-        return len(self._fill.compile_cache) + len(self._next_token.compile_cache)
+        return len(self._fill.compile_cache) + len(self._next_tokens.compile_cache)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], seed: int, samples: Sequence[int], progress: bool = False
@@ -185,15 +193,23 @@ class RolloutEngine:
         return result
 
     def _step(self, seats: Seats, result: Completions, noise: np.ndarray, seen: np.ndarray) -> int:
-        """One token for every taken row; → how many samples are complete with it."""
+        """The next tokens of every taken row; → how many samples are complete with them."""
+        rows, complete = seats.taken, 0
+        numbers = np.minimum(seats.drawn[rows, None] + np.arange(self.tokens_per_launch), self.max_tokens - 1)
+        uniform = noise[seats.sample[rows, None], numbers]
+        tokens_BN, logps_BN2 = (x.asnumpy() for x in self._next_tokens(*self._step_inputs(seats, uniform, seen)))
+        for tokens_B, logps_B2 in zip(tokens_BN.T, np.split(logps_BN2, self.tokens_per_launch, axis=1), strict=True):
+            complete += self._take(seats, result, tokens_B, logps_B2, seen)
+        return complete
+
+    def _take(
+        self, seats: Seats, result: Completions, tokens_B: np.ndarray, logps_B2: np.ndarray, seen: np.ndarray
+    ) -> int:
+        """Give every taken row its token, and its place to another sample where that was the last; → how many were."""
         rows = seats.taken
-        samples, drawn = seats.sample[rows], seats.drawn[rows]
-        uniform = np.zeros(self.rows, np.float32)
-        uniform[rows] = noise[samples, drawn]
-        token_B1, logps_B2 = self._next_token(*self._step_inputs(seats, uniform, seen))
-        tokens, logps = token_B1.asnumpy()[rows, 0], logps_B2.asnumpy()[rows]
+        samples, drawn, tokens = seats.sample[rows], seats.drawn[rows], tokens_B[rows]
         result.tokens[samples, drawn] = tokens
-        result.logps[samples, drawn], result.drawn_logps[samples, drawn] = logps.T
+        result.logps[samples, drawn], result.drawn_logps[samples, drawn] = logps_B2[rows].T
         if self.sampling.repetition_penalty != 1.0:
             seen[samples, tokens] = 1.0
         seats.token[rows], seats.drawn[rows] = tokens, drawn + 1
@@ -204,12 +220,15 @@ class RolloutEngine:
         return int(ended.sum())
 
     def _step_inputs(self, seats: Seats, uniform: np.ndarray, seen: np.ndarray) -> tuple[Tensor, ...]:
+        """Of the graph of tokens; `uniform` is for the rows that are taken."""
         spots, positions = seats.places()
+        uniform_BN = np.zeros((self.rows, self.tokens_per_launch), np.float32)
+        uniform_BN[seats.taken] = uniform
         return (
             Tensor(seats.token[:, None].copy()),
             Tensor(spots),
             Tensor(positions),
-            Tensor(uniform[:, None]),
+            Tensor(uniform_BN),
             Tensor(self._of_rows(seats, seen)),
             Tensor(self._stop_bias(seats)),
         )

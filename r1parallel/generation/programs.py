@@ -1,5 +1,6 @@
 """The two graphs of a rollout. Shape letters as in `models/cache.py`; V vocabulary."""
 
+import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.ops import Primitive
 from mindspore.parallel import Layout
@@ -33,25 +34,46 @@ class FillCache(Launched):
         return self.done(first_Q, 0)
 
 
-class NextToken(Launched):
-    """Run a token of every row through the model and draw the next one."""
+class NextTokens(Launched):
+    """Run a token of every row through the model and draw the next one, which is run through in its turn, and so on.
 
-    def __init__(self, model: Qwen2ForCausalLM, sampler: Sampler):
+    Args:
+        model: see `token_model`.
+        sampler: draws.
+        count: N, tokens of a launch. More than one only where what is drawn changes nothing in how the next is.
+        slots: K.
+    """
+
+    def __init__(self, model: Qwen2ForCausalLM, sampler: Sampler, count: int, slots: int):
         super().__init__(auto_prefix=False)
-        self.model, self.sampler = model, sampler
+        self.model, self.sampler, self.parts = model, sampler, count
+        # A row that is free stays at the last slot, and so does one whose text has come to its end.
+        steps = [np.array([[0, i]], np.int32) for i in range(count)]
+        self.steps_12 = [Tensor(step) for step in steps]
+        self.ends_12 = Tensor(np.array([[np.iinfo(np.int32).max, slots - 1]], np.int32))
+        self.go_on, self.at_most, self.later = ops.Add(), ops.Minimum(), ops.Add()
+        self.uniform, self.join = ops.StridedSlice(), ops.Concat(1)
 
     def construct(
         self,
         tokens_B1: Tensor,
-        spots: Tensor,
+        spots_B2: Tensor,
         positions_B: Tensor,
-        uniform_B1: Tensor,
+        uniform_BN: Tensor,
         seen_BV: Tensor,
         stop_bias_BV: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """See `token_model` and `Sampler`."""
-        logits_BV = self.model.logits(self.model.hidden(tokens_B1, spots, positions_B))
-        return self.sampler(logits_BV, uniform_B1, seen_BV, stop_bias_BV)
+        """See `token_model` and `Sampler`; → tokens int32 [B, N], and two log-probs of each, [B, 2·N]."""
+        rows = tokens_B1.shape[0]
+        drawn: tuple[Tensor, ...] = ()
+        logps: tuple[Tensor, ...] = ()
+        for i in range(self.parts):
+            here_B2 = self.at_most(self.go_on(spots_B2, self.steps_12[i]), self.ends_12)
+            hidden_BH = self.model.hidden(tokens_B1, here_B2, self.later(positions_B, i))
+            uniform_B1 = self.uniform(uniform_BN, (0, i), (rows, i + 1), (1, 1))
+            tokens_B1, logps_B2 = self.sampler(self.model.logits(hidden_BH), uniform_B1, seen_BV, stop_bias_BV)
+            drawn, logps = (*drawn, tokens_B1), (*logps, logps_B2)
+        return self.join(drawn), self.join(logps)
 
 
 def split_cache(tokens: Qwen2ForCausalLM, prompts: Qwen2ForCausalLM, mesh: Mesh) -> None:

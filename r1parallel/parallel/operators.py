@@ -197,6 +197,12 @@ OPERATORS: dict[str, dict[str, Strategy]] = {
     "Placed": {"place": REPLICATED * 2},
     # A token is drawn from the whole vocabulary, by every tp rank alike.
     "FillCache": {"done": ((None,), ())},
+    "NextTokens": {
+        "go_on": _WHOLE + REPLICATED,
+        "at_most": _WHOLE + REPLICATED,
+        "later": _PER_ROW + _SCALAR,
+        "uniform": _WHOLE,
+    },
     "Sampler": {
         "divide": _WHOLE + _SCALAR,
         "times": _WHOLE + _SCALAR,
@@ -247,7 +253,7 @@ def strategies(cell: nn.Cell) -> dict[str, Strategy]:
             if cell.transposed:  # the weight's two dimensions change places
                 return table | {"matmul": (table["matmul"][0], table["matmul"][1][::-1])}
             return table
-        if kind.__name__ in ("CompletionLogps", "PackedLogps"):  # how many parts they join depends on their sizes
+        if kind.__name__ in ("CompletionLogps", "PackedLogps", "NextTokens"):  # each joins as many parts as it says
             return OPERATORS[kind.__name__] | {"join": _WHOLE * cell.parts}
         if kind.__name__ in OPERATORS:
             return OPERATORS[kind.__name__]

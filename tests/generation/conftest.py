@@ -52,12 +52,12 @@ def sampled(make_engine, prompts) -> Completions:
 
 @pytest.fixture
 def launches(monkeypatch) -> Callable[[RolloutEngine], list[str]]:
-    """launches(engine) → a list that grows: "fill" for prompts, "token" for a token of every row."""
+    """launches(engine) → a list that grows: "fill" for prompts, "token" for tokens of every row."""
 
     def watch(engine: RolloutEngine) -> list[str]:
         done: list[str] = []
         engine._compile()
-        for kind, name in (("fill", "_fill"), ("token", "_next_token")):
+        for kind, name in (("fill", "_fill"), ("token", "_next_tokens")):
             launch = getattr(engine, name)
             monkeypatch.setattr(
                 engine, name, lambda *inputs, launch=launch, kind=kind: done.append(kind) or launch(*inputs)

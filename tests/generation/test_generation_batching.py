@@ -1,8 +1,10 @@
 """Continuous batching: how many launches completions take, and that these change nothing else."""
 
 import heapq
+from dataclasses import replace
 
 import numpy as np
+import pytest
 from small_engine import PAD_ID, PROMPT_SLOTS, ROWS, SAMPLED, STOP_IDS
 
 from r1parallel.generation.engine import RolloutEngine
@@ -10,16 +12,34 @@ from r1parallel.models.parameters import load_parameters
 
 
 def test_a_freed_row_is_given_to_the_next_sample(make_engine, prompts, launches):
-    """So it takes as many launches as lengths need, one after the other in the row that is free first."""
+    """So it takes as many launches as lengths need, one after the other in the row that is free first.
+
+    A launch gives a row several tokens, and the row is free after it.
+    """
     engine = make_engine(SAMPLED, range(1, 37, 4))
     done, count = launches(engine), 4 * len(prompts)
     drawn = engine.generate(prompts * 4, 0, range(count))
     assert len({*drawn.lengths.tolist()}) >= 5
     ends = [0] * ROWS
-    for length in drawn.lengths.tolist():
-        heapq.heappush(ends, heapq.heappop(ends) + length)
-    batches = sum(drawn.lengths[first : first + ROWS].max() for first in range(0, count, ROWS))
+    needed = -(-drawn.lengths // engine.tokens_per_launch)
+    for launches_of_one in needed.tolist():
+        heapq.heappush(ends, heapq.heappop(ends) + launches_of_one)
+    batches = sum(needed[first : first + ROWS].max() for first in range(0, count, ROWS))
     assert done.count("token") == max(ends) < batches
+
+
+@pytest.mark.parametrize(
+    ("changes", "tokens"),
+    [({}, 4), ({"max_tokens": 3}, 3), ({"repetition_penalty": 1.1}, 1), ({"min_tokens": 2}, 1)],
+    ids=["plain", "short", "penalty", "least length"],
+)
+def test_a_launch_draws_several_tokens_where_the_host_sees_none(make_engine, prompts, launches, changes, tokens):
+    sampling = replace(SAMPLED, **changes)
+    engine = make_engine(sampling)
+    assert engine.tokens_per_launch == tokens
+    done = launches(engine)
+    engine.generate(prompts[:ROWS], 0, range(ROWS))
+    assert done.count("token") == -(-sampling.max_tokens // tokens)
 
 
 def test_what_prompts_have_in_common_is_computed_once(make_engine, launches):

@@ -8,7 +8,7 @@ from mindspore.ops import Primitive
 
 from r1parallel.config.model import ModelConfig
 from r1parallel.config.schema import RecomputeConfig, RLConfig, SamplingConfig
-from r1parallel.generation.programs import FillCache, NextToken
+from r1parallel.generation.programs import FillCache, NextTokens
 from r1parallel.generation.sampling import Sampler
 from r1parallel.models import logps as logps_module
 from r1parallel.models.cached import prompt_model, token_model
@@ -59,7 +59,7 @@ def packed_loss(config, split_vocab, operators=PLAIN):
 
 def token_generator(config, split_vocab, operators=PLAIN):
     sampler = Sampler(SamplingConfig(top_k=3, top_p=0.9, min_tokens=2, repetition_penalty=1.1), config.vocab_size)
-    return NextToken(token_model(config, 2, 8, operators, split=True), sampler)
+    return NextTokens(token_model(config, 2, 8, operators, split=True), sampler, 2, 8)
 
 
 def prompt_generator(config, split_vocab, operators=PLAIN):
