@@ -1,17 +1,14 @@
 // CPU kernels for fp32: of operators that MindSpore has for Ascend only (RmsNorm, RotaryPositionEmbedding, SiLU,
 // FlashAttentionScore and their gradients), of our own operators, and those that take the places of MindSpore's. What each
 // does is documented with its operator; what is not done here is refused.
-#include <cstdint>
 #include <memory>
 #include <string>
-#include <vector>
 
-#include "attention.h"
 #include "elementwise.h"
+#include "flash.h"
 #include "fused.h"
 #include "gradients.h"
 #include "matmul.h"
-#include "op_enum.h"
 #include "scatter.h"
 #include "softmax.h"
 #include "token_block.h"
@@ -19,16 +16,7 @@
 namespace mindspore {
 namespace kernel {
 namespace r1parallel {
-using ::r1parallel::AddUp;
-using ::r1parallel::AttentionShape;
-using ::r1parallel::QueryHead;
-using ::r1parallel::QueryHeadGradient;
-using ::r1parallel::QueryRange;
-
 constexpr size_t kLeastNumbers = 8192;  // of a thread
-
-const bool *Flags(const KernelTensor *tensor) { return static_cast<const bool *>(tensor->device_ptr()); }
-bool Given(const KernelTensor *tensor) { return tensor->dtype_id() != kMetaTypeNone; }
 
 // x [rows, size], weight [size], eps → y, 1 / √(mean(x²) + eps) [rows].
 class RmsNorm : public Fused {
@@ -126,151 +114,6 @@ class SiluGrad : public Fused {
     });
     return true;
   }
-};
-
-// Where the tensors of an attention stand: [B, heads, S, D] or [B, S, heads·D].
-struct Grid {
-  AttentionShape shape;
-  size_t rows, key_heads;
-  size_t query_row, key_row, key_head;
-
-  Grid(const KernelTensor *query, const KernelTensor *key, size_t heads, float scale, bool heads_first) {
-    rows = Size(query, 0);
-    shape.queries = Size(query, heads_first ? 2 : 1);
-    shape.keys = Size(key, heads_first ? 2 : 1);
-    shape.size = query->size() / sizeof(float) / (rows * shape.queries * heads);
-    key_heads = key->size() / sizeof(float) / (rows * shape.keys * shape.size);
-    shape.group = heads / key_heads;
-    shape.query_token = heads_first ? shape.size : heads * shape.size;
-    shape.query_head = heads_first ? shape.queries * shape.size : shape.size;
-    shape.key_token = heads_first ? shape.size : key_heads * shape.size;
-    shape.scale = scale;
-    query_row = heads * shape.queries * shape.size;
-    key_row = key_heads * shape.keys * shape.size;
-    key_head = heads_first ? shape.keys * shape.size : shape.size;
-  }
-};
-
-// Numbers of the inputs, which forward and backward have in another order.
-struct AttentionInputs {
-  size_t mask, unused_begin, unused_end, heads, keep, scale, layout, sparse;
-};
-
-class Attention : public Fused {
- protected:
-  Grid MakeGrid(const Tensors &inputs, const AttentionInputs &at) const {
-    Require(inputs[at.keep]->GetValueWithCheck<float>() == 1.0f, "has no dropout");
-    Require(inputs[at.sparse]->GetValueWithCheck<int64_t>() == 0, "has sparse_mode 0 only");
-    for (size_t i : {at.scale + 1, at.scale + 2}) {  // pre_tokens and next_tokens
-      Require(inputs[i]->GetValueWithCheck<int64_t>() == INT32_MAX, "has no window of keys");
-    }
-    Require(inputs[1]->GetShapeVector() == inputs[2]->GetShapeVector(), "takes keys and values of one shape");
-    for (size_t i = at.unused_begin; i < at.unused_end; ++i) {
-      Require(!Given(inputs[i]), "takes a mask and nothing else");
-    }
-    const int64_t layout = inputs[at.layout]->GetValueWithCheck<int64_t>();
-    Require(layout == ops::BSH || layout == ops::BNSD || layout == ops::BSND, "has the layouts BSH, BSND and BNSD only");
-    const Grid grid(inputs[0], inputs[1], static_cast<size_t>(inputs[at.heads]->GetValueWithCheck<int64_t>()),
-                    inputs[at.scale]->GetValueWithCheck<float>(), layout == ops::BNSD);
-    if (Given(inputs[at.mask])) {  // here and not where it is read, for threads may not throw
-      Require(inputs[at.mask]->dtype_id() == kNumberTypeBool, "takes a mask of bool only");
-      const size_t many = inputs[at.mask]->size() / (grid.shape.queries * grid.shape.keys);
-      Require(many == 1 || many == grid.rows, "takes one mask for all heads");
-    }
-    return grid;
-  }
-
-  // The mask of a row of the batch, [queries, keys], the same for all heads; nullptr where there is none.
-  const bool *Mask(const Tensors &inputs, const AttentionInputs &at, const Grid &grid, size_t row) const {
-    if (!Given(inputs[at.mask])) {
-      return nullptr;
-    }
-    const size_t one = grid.shape.queries * grid.shape.keys, many = inputs[at.mask]->size() / one;
-    return Flags(inputs[at.mask]) + (many == 1 ? 0 : row * one);
-  }
-
-  // Where there are few key heads, their queries are done in halves: threads could not share them evenly.
-  static size_t Parts(const Grid &grid) {
-    constexpr size_t kManyHeads = 8, kManyQueries = 128;
-    return grid.rows * grid.key_heads < kManyHeads && grid.shape.queries >= kManyQueries ? 2 : 1;
-  }
-
-  // f(row, key head, part of the queries), shared out over the threads.
-  template <typename F>
-  void ForEachKeyHead(const Grid &grid, const F &f) const {
-    const size_t parts = Parts(grid);
-    auto task = [&](size_t begin, size_t end) {
-      for (size_t i = begin; i < end; ++i) {
-        f(i / parts / grid.key_heads, i / parts % grid.key_heads, i % parts);
-      }
-    };
-    ShareOut(grid.rows * grid.key_heads * parts, 1, task);
-  }
-
-  QueryRange Range(const Tensors &inputs, const AttentionInputs &at, const Grid &grid, size_t row, size_t part) const {
-    const size_t parts = Parts(grid), queries = grid.shape.queries;
-    return {queries * part / parts, queries * (part + 1) / parts, Mask(inputs, at, grid, row)};
-  }
-};
-
-class AttentionForward : public Attention {
- public:
-  bool Launch(const Tensors &inputs, const Tensors &, const Tensors &outputs) override {
-    const Grid grid = MakeGrid(inputs, kAt);
-    const auto &shape = grid.shape;
-    ForEachKeyHead(grid, [&](size_t row, size_t key_head, size_t part) {
-      std::vector<QueryHead> heads;
-      for (size_t n = key_head * shape.group; n < (key_head + 1) * shape.group; ++n) {
-        const size_t at = row * grid.query_row + n * shape.query_head;
-        const size_t statistics =
-          (row * grid.key_heads * shape.group + n) * shape.queries * ::r1parallel::kStatistics;
-        heads.push_back({Numbers(inputs[0]) + at, Numbers(outputs[0]) + statistics, Numbers(outputs[1]) + statistics,
-                         Numbers(outputs[3]) + at});
-      }
-      const size_t at = row * grid.key_row + key_head * grid.key_head;
-      ::r1parallel::AttentionForward(shape, Range(inputs, kAt, grid, row, part), Numbers(inputs[1]) + at,
-                                     Numbers(inputs[2]) + at, heads.data());
-    });
-    return true;
-  }
-
- private:
-  // query, key, value, shift, dropout, padding, mask, prefix, lengths of queries and keys, heads, keep, scale, …
-  static constexpr AttentionInputs kAt{6, 3, 6, 10, 11, 12, 16, 17};
-};
-
-class AttentionBackward : public Attention {
- public:
-  bool Launch(const Tensors &inputs, const Tensors &, const Tensors &outputs) override {
-    const Grid grid = MakeGrid(inputs, kAt);
-    const auto &shape = grid.shape;
-    const size_t size = outputs[1]->size() / sizeof(float);
-    std::vector<float> others(Parts(grid) == 1 ? 0 : 2 * size);  // of keys and values, from the second half of the queries
-    ForEachKeyHead(grid, [&](size_t row, size_t key_head, size_t part) {
-      std::vector<QueryHeadGradient> heads;
-      for (size_t n = key_head * shape.group; n < (key_head + 1) * shape.group; ++n) {
-        const size_t at = row * grid.query_row + n * shape.query_head;
-        const size_t statistics =
-          (row * grid.key_heads * shape.group + n) * shape.queries * ::r1parallel::kStatistics;
-        heads.push_back({Numbers(inputs[0]) + at, Numbers(inputs[11]) + at, Numbers(inputs[3]) + at,
-                         Numbers(inputs[8]) + statistics, Numbers(inputs[9]) + statistics, Numbers(outputs[0]) + at});
-      }
-      const size_t at = row * grid.key_row + key_head * grid.key_head;
-      float *keys = part == 0 ? Numbers(outputs[1]) : others.data();
-      float *values = part == 0 ? Numbers(outputs[2]) : others.data() + size;
-      ::r1parallel::AttentionBackward(shape, Range(inputs, kAt, grid, row, part), Numbers(inputs[1]) + at,
-                                      Numbers(inputs[2]) + at, heads.data(), keys + at, values + at);
-    });
-    if (!others.empty()) {
-      AddUp(others.data(), size, Numbers(outputs[1]));
-      AddUp(others.data() + size, size, Numbers(outputs[2]));
-    }
-    return true;
-  }
-
- private:
-  // query, key, value, dy, shift, dropout, padding, mask, max, sum, softmax, output, prefix, lengths, heads, keep, …
-  static constexpr AttentionInputs kAt{7, 4, 7, 15, 16, 17, 21, 22};
 };
 
 template <typename Kernel>

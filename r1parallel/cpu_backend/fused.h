@@ -18,6 +18,7 @@ namespace r1parallel {
 using Tensors = std::vector<KernelTensor *>;
 
 inline float *Numbers(const KernelTensor *tensor) { return static_cast<float *>(tensor->device_ptr()); }
+inline bool Given(const KernelTensor *tensor) { return tensor->dtype_id() != kMetaTypeNone; }
 inline size_t Size(const KernelTensor *tensor, size_t dim) { return static_cast<size_t>(tensor->GetShapeVector()[dim]); }
 
 class Fused : public NativeCpuKernelMod {

@@ -101,8 +101,8 @@ class RolloutEngine:
         self.config, self.sampling = config, sampling
         self.rows, self.prompt_length, self.max_tokens = rows * mesh.dp, prompt_length, sampling.max_tokens
         self.stop_ids, self.pad_id = np.array(sorted(stop_ids), np.int32), pad_id
-        # Chunks are alike: the longest prompt leaves no more than a token of its last one empty. The last token of a
-        # text is never run through the model; in its place stands what is not kept.
+        # The longest prompt fills all of its chunks alike. The last token of a text is never run through the model; in
+        # its place stands what is not kept.
         prompt_slots = max(1, prompt_length - 1)
         chunk = -(-prompt_slots // -(-prompt_slots // _CHUNK))
         with unallocated():
