@@ -1,5 +1,6 @@
 """The two graphs of a rollout. Shape letters as in `models/cache.py`; V vocabulary."""
 
+import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.ops import Primitive
@@ -52,7 +53,7 @@ class NextTokens(Launched):
         self.steps_12 = [Tensor(step) for step in steps]
         self.ends_12 = Tensor(np.array([[np.iinfo(np.int32).max, slots - 1]], np.int32))
         self.go_on, self.at_most, self.later = ops.Add(), ops.Minimum(), ops.Add()
-        self.uniform, self.join = ops.StridedSlice(), ops.Concat(1)
+        self.uniform, self.cast, self.join = ops.StridedSlice(), ops.Cast(), ops.Concat(1)
 
     def construct(
         self,
@@ -71,7 +72,8 @@ class NextTokens(Launched):
             here_B2 = self.at_most(self.go_on(spots_B2, self.steps_12[i]), self.ends_12)
             hidden_BH = self.model.hidden(tokens_B1, here_B2, self.later(positions_B, i))
             uniform_B1 = self.uniform(uniform_BN, (0, i), (rows, i + 1), (1, 1))
-            tokens_B1, logps_B2 = self.sampler(self.model.logits(hidden_BH), uniform_B1, seen_BV, stop_bias_BV)
+            drawn_B1, logps_B2 = self.sampler(self.model.logits(hidden_BH), uniform_B1, seen_BV, stop_bias_BV)
+            tokens_B1 = self.cast(drawn_B1, ms.int32)  # the best of all comes as int64, which a split embedding refuses
             drawn, logps = (*drawn, tokens_B1), (*logps, logps_B2)
         return self.join(drawn), self.join(logps)
 
