@@ -41,6 +41,15 @@ struct Grid {
     key_row = key_heads * shape.keys * shape.size;
     key_head = heads_first ? shape.keys * shape.size : shape.size;
   }
+
+  // f(where its queries begin, where its statistics do) for each query head that shares a key head.
+  template <typename F>
+  void ForEachQueryHead(size_t row, size_t of_key_head, const F &f) const {
+    for (size_t n = of_key_head * shape.group; n < (of_key_head + 1) * shape.group; ++n) {
+      f(row * query_row + n * shape.query_head,
+        (row * key_heads * shape.group + n) * shape.queries * ::r1parallel::kStatistics);
+    }
+  }
 };
 
 // Numbers of the inputs, which forward and backward have in another order.
@@ -112,13 +121,10 @@ class AttentionForward : public Attention {
     const auto &shape = grid.shape;
     ForEachKeyHead(grid, [&](size_t row, size_t key_head, size_t part) {
       std::vector<QueryHead> heads;
-      for (size_t n = key_head * shape.group; n < (key_head + 1) * shape.group; ++n) {
-        const size_t at = row * grid.query_row + n * shape.query_head;
-        const size_t statistics =
-          (row * grid.key_heads * shape.group + n) * shape.queries * ::r1parallel::kStatistics;
+      grid.ForEachQueryHead(row, key_head, [&](size_t at, size_t statistics) {
         heads.push_back({Numbers(inputs[0]) + at, Numbers(outputs[0]) + statistics, Numbers(outputs[1]) + statistics,
                          Numbers(outputs[3]) + at});
-      }
+      });
       const size_t at = row * grid.key_row + key_head * grid.key_head;
       ::r1parallel::AttentionForward(shape, Range(inputs, kAt, grid, row, part), Numbers(inputs[1]) + at,
                                      Numbers(inputs[2]) + at, heads.data());
@@ -140,13 +146,10 @@ class AttentionBackward : public Attention {
     std::vector<float> others(Parts(grid) == 1 ? 0 : 2 * size);  // of keys and values, from the second half of the queries
     ForEachKeyHead(grid, [&](size_t row, size_t key_head, size_t part) {
       std::vector<QueryHeadGradient> heads;
-      for (size_t n = key_head * shape.group; n < (key_head + 1) * shape.group; ++n) {
-        const size_t at = row * grid.query_row + n * shape.query_head;
-        const size_t statistics =
-          (row * grid.key_heads * shape.group + n) * shape.queries * ::r1parallel::kStatistics;
+      grid.ForEachQueryHead(row, key_head, [&](size_t at, size_t statistics) {
         heads.push_back({Numbers(inputs[0]) + at, Numbers(inputs[11]) + at, Numbers(inputs[3]) + at,
                          Numbers(inputs[8]) + statistics, Numbers(inputs[9]) + statistics, Numbers(outputs[0]) + at});
-      }
+      });
       const size_t at = row * grid.key_row + key_head * grid.key_head;
       float *keys = part == 0 ? Numbers(outputs[1]) : others.data();
       float *values = part == 0 ? Numbers(outputs[2]) : others.data() + size;
@@ -164,7 +167,6 @@ class AttentionBackward : public Attention {
   // query, key, value, dy, shift, dropout, padding, mask, max, sum, softmax, output, prefix, lengths, heads, keep, …
   static constexpr AttentionInputs kAt{7, 4, 7, 15, 16, 17, 21, 22};
 };
-
 }  // namespace r1parallel
 }  // namespace kernel
 }  // namespace mindspore
