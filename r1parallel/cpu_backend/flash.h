@@ -18,21 +18,16 @@ using ::r1parallel::QueryHead;
 using ::r1parallel::QueryHeadGradient;
 using ::r1parallel::QueryRange;
 
-inline const bool *Flags(const KernelTensor *tensor) { return static_cast<const bool *>(tensor->device_ptr()); }
-
 // Where the tensors of an attention stand: [B, heads, S, D] or [B, S, heads·D].
 struct Grid {
   AttentionShape shape;
   size_t rows, key_heads;
   size_t query_row, key_row, key_head;
 
-  Grid(const KernelTensor *query, const KernelTensor *key, size_t heads, float scale, bool heads_first) {
-    rows = Size(query, 0);
-    shape.queries = Size(query, heads_first ? 2 : 1);
-    shape.keys = Size(key, heads_first ? 2 : 1);
-    shape.size = query->size() / sizeof(float) / (rows * shape.queries * heads);
-    key_heads = key->size() / sizeof(float) / (rows * shape.keys * shape.size);
-    shape.group = heads / key_heads;
+  Grid(size_t rows, size_t queries, size_t keys, size_t heads, size_t key_heads, size_t size, float scale,
+       bool heads_first)
+      : rows(rows), key_heads(key_heads) {
+    shape.queries = queries, shape.keys = keys, shape.size = size, shape.group = heads / key_heads;
     shape.query_token = heads_first ? shape.size : heads * shape.size;
     shape.query_head = heads_first ? shape.queries * shape.size : shape.size;
     shape.key_token = heads_first ? shape.size : key_heads * shape.size;
@@ -52,44 +47,69 @@ struct Grid {
   }
 };
 
-// Numbers of the inputs, which forward and backward have in another order.
-struct AttentionInputs {
-  size_t mask, unused_begin, unused_end, heads, keep, scale, layout, sparse;
+// The masks of the rows of a batch, [queries, keys] each, one and the same for all heads; no numbers: nothing is hidden.
+struct Masks {
+  const bool *numbers{nullptr};
+  size_t step{0};  // from one row's to the next one's
+};
+
+// What an attention computes from and keeps, [B, heads, S, D] or [B, S, heads·D]; statistics [B, heads, S, kStatistics].
+struct Attended {
+  const float *query, *key, *value;
+  float *max, *sum, *output;
+};
+
+struct AttendedGradient {
+  const float *output;
+  float *query, *key, *value;
 };
 
 class Attention : public Fused {
  protected:
-  Grid MakeGrid(const Tensors &inputs, const AttentionInputs &at) const {
-    Require(inputs[at.keep]->GetValueWithCheck<float>() == 1.0f, "has no dropout");
-    Require(inputs[at.sparse]->GetValueWithCheck<int64_t>() == 0, "has sparse_mode 0 only");
-    for (size_t i : {at.scale + 1, at.scale + 2}) {  // pre_tokens and next_tokens
-      Require(inputs[i]->GetValueWithCheck<int64_t>() == INT32_MAX, "has no window of keys");
+  Masks MakeMasks(const KernelTensor *mask, const Grid &grid) const {
+    if (!Given(mask)) {
+      return {};
     }
-    Require(inputs[1]->GetShapeVector() == inputs[2]->GetShapeVector(), "takes keys and values of one shape");
-    for (size_t i = at.unused_begin; i < at.unused_end; ++i) {
-      Require(!Given(inputs[i]), "takes a mask and nothing else");
-    }
-    const int64_t layout = inputs[at.layout]->GetValueWithCheck<int64_t>();
-    Require(layout == ops::BSH || layout == ops::BNSD || layout == ops::BSND, "has the layouts BSH, BSND and BNSD only");
-    const Grid grid(inputs[0], inputs[1], static_cast<size_t>(inputs[at.heads]->GetValueWithCheck<int64_t>()),
-                    inputs[at.scale]->GetValueWithCheck<float>(), layout == ops::BNSD);
-    if (Given(inputs[at.mask])) {  // here and not where it is read, for threads may not throw
-      Require(inputs[at.mask]->dtype_id() == kNumberTypeBool, "takes a mask of bool only");
-      const size_t many = inputs[at.mask]->size() / (grid.shape.queries * grid.shape.keys);
-      Require(many == 1 || many == grid.rows, "takes one mask for all heads");
-    }
-    return grid;
+    Require(mask->dtype_id() == kNumberTypeBool, "takes a mask of bool only");
+    const size_t one = grid.shape.queries * grid.shape.keys, many = mask->size() / one;
+    Require(many == 1 || many == grid.rows, "takes one mask for all heads");
+    return {static_cast<const bool *>(mask->device_ptr()), many == 1 ? 0 : one};
   }
 
-  // The mask of a row of the batch, [queries, keys], the same for all heads; nullptr where there is none.
-  const bool *Mask(const Tensors &inputs, const AttentionInputs &at, const Grid &grid, size_t row) const {
-    if (!Given(inputs[at.mask])) {
-      return nullptr;
-    }
-    const size_t one = grid.shape.queries * grid.shape.keys, many = inputs[at.mask]->size() / one;
-    return Flags(inputs[at.mask]) + (many == 1 ? 0 : row * one);
+  void Attend(const Grid &grid, const Masks &masks, const Attended &of) const {
+    ForEachKeyHead(grid, [&](size_t row, size_t key_head, size_t part) {
+      std::vector<QueryHead> heads;
+      grid.ForEachQueryHead(row, key_head, [&](size_t at, size_t statistics) {
+        heads.push_back({of.query + at, of.max + statistics, of.sum + statistics, of.output + at});
+      });
+      const size_t at = row * grid.key_row + key_head * grid.key_head;
+      ::r1parallel::AttentionForward(grid.shape, Range(masks, grid, row, part), of.key + at, of.value + at,
+                                     heads.data());
+    });
   }
 
+  void AttendBackward(const Grid &grid, const Masks &masks, const Attended &of, const AttendedGradient &gradient) const {
+    const size_t size = grid.rows * grid.key_row;
+    std::vector<float> others(Parts(grid) == 1 ? 0 : 2 * size);  // of keys and values, from the second half of the queries
+    ForEachKeyHead(grid, [&](size_t row, size_t key_head, size_t part) {
+      std::vector<QueryHeadGradient> heads;
+      grid.ForEachQueryHead(row, key_head, [&](size_t at, size_t statistics) {
+        heads.push_back({of.query + at, of.output + at, gradient.output + at, of.max + statistics, of.sum + statistics,
+                         gradient.query + at});
+      });
+      const size_t at = row * grid.key_row + key_head * grid.key_head;
+      float *keys = part == 0 ? gradient.key : others.data();
+      float *values = part == 0 ? gradient.value : others.data() + size;
+      ::r1parallel::AttentionBackward(grid.shape, Range(masks, grid, row, part), of.key + at, of.value + at,
+                                      heads.data(), keys + at, values + at);
+    });
+    if (!others.empty()) {
+      AddUp(others.data(), size, gradient.key);
+      AddUp(others.data() + size, size, gradient.value);
+    }
+  }
+
+ private:
   // Where there are few key heads, their queries are done in halves: threads could not share them evenly.
   static size_t Parts(const Grid &grid) {
     constexpr size_t kManyHeads = 8, kManyQueries = 128;
@@ -108,27 +128,50 @@ class Attention : public Fused {
     ShareOut(grid.rows * grid.key_heads * parts, 1, task);
   }
 
-  QueryRange Range(const Tensors &inputs, const AttentionInputs &at, const Grid &grid, size_t row, size_t part) const {
+  static QueryRange Range(const Masks &masks, const Grid &grid, size_t row, size_t part) {
     const size_t parts = Parts(grid), queries = grid.shape.queries;
-    return {queries * part / parts, queries * (part + 1) / parts, Mask(inputs, at, grid, row)};
+    const bool *hidden = masks.numbers == nullptr ? nullptr : masks.numbers + row * masks.step;
+    return {queries * part / parts, queries * (part + 1) / parts, hidden};
   }
 };
 
-class AttentionForward : public Attention {
+// Numbers of the inputs, which forward and backward have in another order.
+struct AttentionInputs {
+  size_t mask, unused_begin, unused_end, heads, keep, scale, layout, sparse;
+};
+
+// The operators; what they have and is not done here is refused.
+class FlashAttention : public Attention {
+ protected:
+  Grid MakeGrid(const Tensors &inputs, const AttentionInputs &at) const {
+    Require(inputs[at.keep]->GetValueWithCheck<float>() == 1.0f, "has no dropout");
+    Require(inputs[at.sparse]->GetValueWithCheck<int64_t>() == 0, "has sparse_mode 0 only");
+    for (size_t i : {at.scale + 1, at.scale + 2}) {  // pre_tokens and next_tokens
+      Require(inputs[i]->GetValueWithCheck<int64_t>() == INT32_MAX, "has no window of keys");
+    }
+    Require(inputs[1]->GetShapeVector() == inputs[2]->GetShapeVector(), "takes keys and values of one shape");
+    for (size_t i = at.unused_begin; i < at.unused_end; ++i) {
+      Require(!Given(inputs[i]), "takes a mask and nothing else");
+    }
+    const int64_t layout = inputs[at.layout]->GetValueWithCheck<int64_t>();
+    Require(layout == ops::BSH || layout == ops::BNSD || layout == ops::BSND, "has the layouts BSH, BSND and BNSD only");
+    const bool heads_first = layout == ops::BNSD;
+    const auto heads = static_cast<size_t>(inputs[at.heads]->GetValueWithCheck<int64_t>());
+    const size_t rows = Size(inputs[0], 0), queries = Size(inputs[0], heads_first ? 2 : 1);
+    const size_t keys = Size(inputs[1], heads_first ? 2 : 1);
+    const size_t size = inputs[0]->size() / sizeof(float) / (rows * queries * heads);
+    const size_t key_heads = inputs[1]->size() / sizeof(float) / (rows * keys * size);
+    return Grid(rows, queries, keys, heads, key_heads, size, inputs[at.scale]->GetValueWithCheck<float>(), heads_first);
+  }
+};
+
+class FlashAttentionForward : public FlashAttention {
  public:
   bool Launch(const Tensors &inputs, const Tensors &, const Tensors &outputs) override {
     const Grid grid = MakeGrid(inputs, kAt);
-    const auto &shape = grid.shape;
-    ForEachKeyHead(grid, [&](size_t row, size_t key_head, size_t part) {
-      std::vector<QueryHead> heads;
-      grid.ForEachQueryHead(row, key_head, [&](size_t at, size_t statistics) {
-        heads.push_back({Numbers(inputs[0]) + at, Numbers(outputs[0]) + statistics, Numbers(outputs[1]) + statistics,
-                         Numbers(outputs[3]) + at});
-      });
-      const size_t at = row * grid.key_row + key_head * grid.key_head;
-      ::r1parallel::AttentionForward(shape, Range(inputs, kAt, grid, row, part), Numbers(inputs[1]) + at,
-                                     Numbers(inputs[2]) + at, heads.data());
-    });
+    Attend(grid, MakeMasks(inputs[kAt.mask], grid),
+           {Numbers(inputs[0]), Numbers(inputs[1]), Numbers(inputs[2]), Numbers(outputs[0]), Numbers(outputs[1]),
+            Numbers(outputs[3])});
     return true;
   }
 
@@ -137,29 +180,14 @@ class AttentionForward : public Attention {
   static constexpr AttentionInputs kAt{6, 3, 6, 10, 11, 12, 16, 17};
 };
 
-class AttentionBackward : public Attention {
+class FlashAttentionBackward : public FlashAttention {
  public:
   bool Launch(const Tensors &inputs, const Tensors &, const Tensors &outputs) override {
     const Grid grid = MakeGrid(inputs, kAt);
-    const auto &shape = grid.shape;
-    const size_t size = outputs[1]->size() / sizeof(float);
-    std::vector<float> others(Parts(grid) == 1 ? 0 : 2 * size);  // of keys and values, from the second half of the queries
-    ForEachKeyHead(grid, [&](size_t row, size_t key_head, size_t part) {
-      std::vector<QueryHeadGradient> heads;
-      grid.ForEachQueryHead(row, key_head, [&](size_t at, size_t statistics) {
-        heads.push_back({Numbers(inputs[0]) + at, Numbers(inputs[11]) + at, Numbers(inputs[3]) + at,
-                         Numbers(inputs[8]) + statistics, Numbers(inputs[9]) + statistics, Numbers(outputs[0]) + at});
-      });
-      const size_t at = row * grid.key_row + key_head * grid.key_head;
-      float *keys = part == 0 ? Numbers(outputs[1]) : others.data();
-      float *values = part == 0 ? Numbers(outputs[2]) : others.data() + size;
-      ::r1parallel::AttentionBackward(shape, Range(inputs, kAt, grid, row, part), Numbers(inputs[1]) + at,
-                                      Numbers(inputs[2]) + at, heads.data(), keys + at, values + at);
-    });
-    if (!others.empty()) {
-      AddUp(others.data(), size, Numbers(outputs[1]));
-      AddUp(others.data() + size, size, Numbers(outputs[2]));
-    }
+    AttendBackward(grid, MakeMasks(inputs[kAt.mask], grid),
+                   {Numbers(inputs[0]), Numbers(inputs[1]), Numbers(inputs[2]), Numbers(inputs[8]), Numbers(inputs[9]),
+                    Numbers(inputs[11])},
+                   {Numbers(inputs[3]), Numbers(outputs[0]), Numbers(outputs[1]), Numbers(outputs[2])});
     return true;
   }
 

@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 
+#include "block.h"
 #include "elementwise.h"
 #include "flash.h"
 #include "fused.h"
@@ -133,11 +134,14 @@ extern "C" void r1parallel_register_fused() {
   Add<RotaryBackward>("RotaryPositionEmbeddingGrad");
   Add<Silu>("SiLU");
   Add<SiluGrad>("SiLUGrad");
-  Add<AttentionForward>("FlashAttentionScore");
-  Add<AttentionBackward>("FlashAttentionScoreGrad");
+  Add<FlashAttentionForward>("FlashAttentionScore");
+  Add<FlashAttentionBackward>("FlashAttentionScoreGrad");
   Add<Clear>("InplaceZero");
   Add<SquareSums>("SquareSums");
+  Add<AddToAll>("AddToAll");
   Add<AdamOfAll>("AdamOfAll");
+  Add<BlockForward>("BlockForward");
+  Add<BlockBackward>("BlockBackward");
   Add<TokenBlock>("TokenBlock");
   Replace<AddTo>("AssignAdd");
   Replace<LogSoftmaxForward>("LogSoftmax");

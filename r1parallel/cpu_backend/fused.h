@@ -34,7 +34,6 @@ class Fused : public NativeCpuKernelMod {
     return true;
   }
 
- protected:
   // f(begin, end) for shares of `count`, each of at least `least`, on MindSpore's own threads.
   template <typename F>
   void ShareOut(size_t count, size_t least, const F &f) const {

@@ -121,6 +121,28 @@ class AdamOfAll : public Fused {
   std::vector<float> decays_;
 };
 
+inline void AddUp(float *sum, const float *x, size_t begin, size_t end) {
+  ::r1parallel::Own(sum + begin, end - begin);
+  ::r1parallel::ForEachVector(begin, end, sum, x, sum, [](auto one, auto other) { return one + other; });
+}
+
+// sum_1 … sum_P, x_1 … x_P: each sum becomes sum + x.
+class AddToAll : public Fused {
+ public:
+  bool Launch(const Tensors &inputs, const Tensors &, const Tensors &outputs) override {
+    const size_t count = inputs.size() / 2;
+    const auto stretches = Stretches(inputs, 0, count, kLeast);
+    ShareOut(stretches.size(), 1, [&](size_t begin, size_t end) {
+      for (size_t i = begin; i < end; ++i) {
+        const auto [tensor, from, to] = stretches[i];
+        AddUp(Numbers(inputs[tensor]), Numbers(inputs[count + tensor]), from, to);
+      }
+    });
+    *Numbers(outputs[0]) = 0.0f;
+    return true;
+  }
+};
+
 // sum, x → sum + x, which takes its place. MindSpore's kernel does so on one thread.
 class AddTo : public Replacement {
  public:
@@ -134,8 +156,7 @@ class AddTo : public Replacement {
     float *sum = Numbers(inputs[0]);
     const float *x = Numbers(inputs[1]);
     ShareOut(inputs[0]->size() / sizeof(float), kLeast, [&](size_t begin, size_t end) {
-      ::r1parallel::Own(sum + begin, end - begin);
-      ::r1parallel::ForEachVector(begin, end, sum, x, sum, [](auto one, auto other) { return one + other; });
+      AddUp(sum, x, begin, end);
     });
     return true;
   }

@@ -2,22 +2,16 @@
 #ifndef R1PARALLEL_CPU_BACKEND_MATMUL_H_
 #define R1PARALLEL_CPU_BACKEND_MATMUL_H_
 
-#include <algorithm>
-#include <atomic>
-
 #include "products.h"
 #include "replacement.h"
 #include "scratch.h"
-
-// Of oneDNN, which is a part of the wheel: C [m, n] = alpha·op(A) [m, k]·op(B) [k, n] + beta·C, row by row.
-extern "C" int dnnl_sgemm(char op_a, char op_b, int64_t m, int64_t n, int64_t k, float alpha, const float *a,
-                          int64_t row_of_a, const float *b, int64_t row_of_b, float beta, float *c, int64_t row_of_c);
+#include "sgemm.h"
 
 namespace mindspore {
 namespace kernel {
 namespace r1parallel {
 // x·wᵀ with few rows of x, as in decoding, is made by `Products` where the attribute "few_rows" asks for it: rounding may
-// not depend on the number of rows anywhere else. All other products are oneDNN's, a part of them for each thread.
+// not depend on the number of rows anywhere else.
 class MatMul : public Replacement {
  public:
   using Replacement::Replacement;
@@ -33,9 +27,9 @@ class MatMul : public Replacement {
     if (inputs[0]->dtype_id() != kNumberTypeFloat32) {
       return Replacement::Launch(inputs, workspace, outputs, stream);
     }
-    const size_t rows = Size(outputs[0], 0), outs = Size(outputs[0], 1), depth = Size(inputs[0], turned_[0] ? 0 : 1);
+    const size_t rows = Size(outputs[0], 0), outs = Size(outputs[0], 1);
     if (few_rows_ && rows <= ::r1parallel::kFewRows) {
-      const size_t wide = ::r1parallel::Side(rows);
+      const size_t depth = Size(inputs[0], 1), wide = ::r1parallel::Side(rows);
       float *side = ::r1parallel::ThisThreadsScratch().Take(depth * wide);
       ::r1parallel::SideBySide(Numbers(inputs[0]), rows, depth, wide, side);
       ShareOut(outs, kLeastOuts, [&](size_t begin, size_t end) {
@@ -43,32 +37,15 @@ class MatMul : public Replacement {
       });
       return true;
     }
-    const bool by_row = rows > outs;
-    std::atomic<bool> done{true};
-    ShareOut(((by_row ? rows : outs) + kPart - 1) / kPart, 1, [&](size_t begin, size_t end) {
-      begin *= kPart;
-      end = std::min(end * kPart, by_row ? rows : outs);
-      const bool well = by_row ? Part(inputs, outputs, begin, end, 0, outs) : Part(inputs, outputs, 0, rows, begin, end);
-      if (!well) {
-        done = false;
-      }
-    });
-    Require(done, "got an error from oneDNN");
+    Product(*this, Operand(inputs, 0), Operand(inputs, 1), Numbers(outputs[0]));
     return true;
   }
 
  private:
-  static constexpr size_t kLeastOuts = 48, kPart = 48;
+  static constexpr size_t kLeastOuts = 48;
 
-  // Rows and outs of the result.
-  bool Part(const Tensors &inputs, const Tensors &outputs, size_t row, size_t last_row, size_t out,
-            size_t last_out) const {
-    const size_t row_of_x = Size(inputs[0], 1), row_of_w = Size(inputs[1], 1), row_of_y = Size(outputs[0], 1);
-    const size_t depth = Size(inputs[0], turned_[0] ? 0 : 1);
-    const float *x = Numbers(inputs[0]) + row * (turned_[0] ? 1 : row_of_x);
-    const float *w = Numbers(inputs[1]) + out * (turned_[1] ? row_of_w : 1);
-    return dnnl_sgemm(turned_[0] ? 'T' : 'N', turned_[1] ? 'T' : 'N', last_row - row, last_out - out, depth, 1.0f, x,
-                      row_of_x, w, row_of_w, 0.0f, Numbers(outputs[0]) + row * row_of_y + out, row_of_y) == 0;
+  Matrix Operand(const Tensors &inputs, size_t i) const {
+    return {Numbers(inputs[i]), Size(inputs[i], 0), Size(inputs[i], 1), turned_[i]};
   }
 
   bool turned_[2]{}, few_rows_{false};

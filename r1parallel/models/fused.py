@@ -22,6 +22,7 @@ from r1parallel.models.attention import Attention
 from r1parallel.models.cache import PromptAttention, TokenAttention
 from r1parallel.models.geometry import Geometry, PaddedRows, Positions
 from r1parallel.models.layers import Embedding, Linear, RMSNorm, TiedHead
+from r1parallel.models.whole_block import WholeBlock
 from r1parallel.parallel.device import has_fused_kernels
 
 _HEAD_SIZES = 16  # on Ascend the fused attention takes multiples of this
@@ -162,7 +163,8 @@ class FlashGeometry(Positions):
 class Operators:
     """Makers of the Cells that a model is built from; the defaults are the plain ones, in fp32.
 
-    With `whole_token_blocks` a block of the `token_model` is one operator, where no layout splits the model.
+    Where no layout splits the model, `whole_block` makes the one operator that a block may be, and with
+    `whole_token_blocks` a block of the `token_model` is another one.
     """
 
     linear: Callable[..., Linear] = Linear
@@ -174,6 +176,7 @@ class Operators:
     prompt_attention: Callable[..., PromptAttention] = PromptAttention
     head: Callable[[int, int], Linear] = Linear
     tied_head: Callable[[], TiedHead] = TiedHead
+    whole_block: Callable[[ModelConfig], nn.Cell] | None = None
     whole_token_blocks: bool = False
 
 
@@ -193,7 +196,7 @@ def _flash(rotate: Callable[[], nn.Cell], core: Callable[[ModelConfig], nn.Cell]
 
 
 # In fp32. The backend's product of few rows wants weights as [out, in].
-FUSED = replace(_flash(FusedRotate, FlashCore, transposed=False), whole_token_blocks=True)
+FUSED = replace(_flash(FusedRotate, FlashCore, transposed=False), whole_block=WholeBlock, whole_token_blocks=True)
 
 
 def fused(dtype: Any, kept: Any) -> Operators:

@@ -13,6 +13,7 @@ from r1parallel.config.model import ModelConfig
 from r1parallel.models.attention import Attention
 from r1parallel.models.fused import PLAIN, Operators
 from r1parallel.models.layers import FeedForward
+from r1parallel.models.whole_block import weights
 
 
 class Block(nn.Cell):
@@ -31,8 +32,15 @@ class Block(nn.Cell):
             config.hidden_size, config.intermediate_size, attention.wo.transposed, operators.linear
         )
         self.add_attention, self.add_feed_forward = ops.Add(), ops.Add()
+        # A block that attends to the tokens of the call alone can be one operator; `parallelize` says whether it is.
+        self.joined, self.can_join = False, operators.whole_block is not None and type(attention) is Attention
+        if operators.whole_block is not None and self.can_join:
+            self.whole = operators.whole_block(config)
 
     def construct(self, x_TH: Tensor, geometry: tuple[Tensor, ...], slots: Tensor) -> Tensor:
+        if self.joined:
+            cos, sin, _, _, hidden = geometry
+            return self.whole(x_TH, cos, sin, hidden, weights(self))[0]
         x_TH = self.add_attention(x_TH, self.attention(self.attention_norm(x_TH), geometry, slots))
         return self.add_feed_forward(x_TH, self.feed_forward(self.ffn_norm(x_TH)))
 

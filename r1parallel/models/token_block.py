@@ -12,12 +12,9 @@ from r1parallel.config.model import ModelConfig
 from r1parallel.models.attention import Attention
 from r1parallel.models.fused import Operators
 from r1parallel.models.qwen2_5 import Block
+from r1parallel.models.whole_block import WEIGHTS, weights
 
-_READ = (
-    *("x_BH", "spots_B2", "cos_B11D", "sin_B11D"),
-    *("attention_norm", "wq", "bq", "wk", "bk", "wv", "bv", "wo"),
-    *("ffn_norm", "w1", "w3", "w2"),
-)
+_READ = ("x_BH", "spots_B2", "cos_B11D", "sin_B11D", *WEIGHTS)
 _WRITTEN = ("key_cache", "value_cache")
 
 
@@ -46,16 +43,10 @@ class WholeTokenBlock(Block):
 
     def __init__(self, config: ModelConfig, operators: Operators, attention: Attention):
         super().__init__(config, operators, attention)
-        self.whole = TokenBlock(config.rms_norm_eps)
+        self.at_once = TokenBlock(config.rms_norm_eps)
 
     def construct(self, x_TH: Tensor, geometry: tuple[Tensor, ...], slots: Tensor) -> Tensor:
         """As `Block`; slots as in `TokenRows`."""
         cos, sin, _, _, _ = geometry
-        attention, ffn = self.attention, self.feed_forward
-        return self.whole(
-            *(x_TH, slots, cos, sin),
-            *(self.attention_norm.weight, attention.wq.weight, attention.wq.bias, attention.wk.weight),
-            *(attention.wk.bias, attention.wv.weight, attention.wv.bias, attention.wo.weight),
-            *(self.ffn_norm.weight, ffn.w1.weight, ffn.w3.weight, ffn.w2.weight),
-            *(attention.cache.key_cache, attention.cache.value_cache),
-        )
+        cache = self.attention.cache
+        return self.at_once(x_TH, slots, cos, sin, *weights(self), cache.key_cache, cache.value_cache)

@@ -1,4 +1,7 @@
-"""The one place where a program learns of ranks: splits of its operators, stages of its layers, what is recomputed."""
+"""The one place where a program learns of ranks: splits of its operators, stages of its layers, what is recomputed.
+
+Where nothing is split or recomputed, there may be less to compile: a Cell becomes one operator.
+"""
 
 from mindspore import nn
 from mindspore.ops import Primitive
@@ -11,6 +14,10 @@ from r1parallel.parallel.operators import DP, REPLICATED, ROWS, TP, Strategy, ou
 # Cell → operators whose results selective recomputation throws away: large, and cheap to make again. The fused
 # attention keeps no such results.
 _SELECTED = {"SoftmaxCore": ("scale", "scores", "add_mask", "softmax"), "FeedForward": ("silu", "gate")}
+
+
+# Cells that have one operator for all they do, where it has a kernel; it can be neither split nor recomputed.
+_JOINED = ("Block", "Gradients")
 
 
 def parallelize(
@@ -32,8 +39,10 @@ def parallelize(
     _split_operators(program, mesh, sequence_parallel)
     if mesh.pp > 1:
         _set_stages(program, stage_layers)
-    if recompute is not None:
+    if recompute is not None and (recompute.recompute or recompute.select_recompute):
         _set_recompute(program, recompute)
+    elif mesh.world_size == 1:
+        _join_operators(program)
 
 
 def _split_operators(program: nn.Cell, mesh: Mesh, sequence_parallel: bool) -> None:
@@ -78,9 +87,13 @@ def _set_stages(program: nn.Cell, stage_layers: tuple[int, ...]) -> None:
                 cell.model.tok_embeddings.embedding_weight.parallel_optimizer = False
 
 
+def _join_operators(program: nn.Cell) -> None:
+    for _, cell in program.cells_and_names():
+        if type(cell).__name__ in _JOINED and cell.can_join:
+            cell.joined = True
+
+
 def _set_recompute(program: nn.Cell, recompute: RecomputeConfig) -> None:
-    if not (recompute.recompute or recompute.select_recompute):
-        return
     for _, cell in program.cells_and_names():
         if type(cell).__name__ == "Qwen2Model":
             for number in recompute.recompute_layers or range(len(cell.layers)):

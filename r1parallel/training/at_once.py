@@ -28,6 +28,32 @@ class SquareSums(PrimitiveWithInfer):
         return types[0]
 
 
+class AddToAll(PrimitiveWithInfer):
+    """sum_i ← sum_i + x_i: (sum_1 … sum_P, x_1 … x_P) → 0, fp32 [1].
+
+    Args:
+        count: P.
+    """
+
+    @prim_attr_register
+    def __init__(self, count: int):
+        sums, others = [f"sum_{i}" for i in range(count)], [f"x_{i}" for i in range(count)]
+        self.init_prim_io_names(inputs=[*sums, *others], outputs=["done"])
+        self.set_signatures(
+            [
+                *(signature.make_sig(name, signature.sig_rw.RW_WRITE) for name in sums),
+                *(signature.make_sig(name) for name in others),
+            ]
+        )
+        self.add_prim_attr("side_effect_mem", True)
+
+    def infer_shape(self, *shapes: list[int]) -> list[int]:
+        return [1]
+
+    def infer_dtype(self, *types: Any) -> Any:
+        return types[0]
+
+
 class AdamOfAll(PrimitiveWithInfer):
     """m, v ← moments of g / divisor;  p ← p − lr·(m / (√v + eps) + decay·p);  g ← 0.
 

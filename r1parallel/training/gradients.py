@@ -10,6 +10,8 @@ from mindspore import ParameterTuple, Tensor, nn, ops
 from mindspore.parallel.nn import MicroBatchInterleaved, Pipeline
 
 from r1parallel.models.parameters import unallocated
+from r1parallel.parallel.device import has_fused_kernels
+from r1parallel.training.at_once import AddToAll
 
 _add_up = ops.MultitypeFuncGraph("add_up")
 _clear = ops.MultitypeFuncGraph("clear")
@@ -41,9 +43,13 @@ class Gradients(nn.Cell):
         self.loss, self.sums = loss, sums
         self.gradient = ms.value_and_grad(loss, None, parameters)
         self.each = ops.HyperMap()
+        self.joined, self.can_join = False, has_fused_kernels()  # see parallelize.py
+        self.add_to_all = AddToAll(len(parameters))
 
     def construct(self, *inputs: Tensor) -> Tensor:
         rows_BK, gradients = self.gradient(*inputs)
+        if self.joined:
+            return ops.depend(rows_BK, self.add_to_all(*self.sums, *gradients))
         return ops.depend(rows_BK, self.each(_add_up, self.sums, gradients))
 
 

@@ -4,7 +4,7 @@ from kernel_runs import normal, run
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore.ops.auto_generate import InplaceZero
 
-from r1parallel.training.at_once import AdamOfAll, SquareSums
+from r1parallel.training.at_once import AdamOfAll, AddToAll, SquareSums
 
 pytestmark = pytest.mark.usefixtures("fused_kernels")
 SHAPES = [(1,), (3, 5), (1031,), (1 << 16,), (257, 1024), (3, 65537)]  # shares and lines that come out even, and not
@@ -30,6 +30,17 @@ class AddTo(nn.Cell):
 
     def construct(self, x):
         return self.add(self.sum, x)
+
+
+class AddAll(nn.Cell):
+    """Adds to several Parameters."""
+
+    def __init__(self, values):
+        super().__init__()
+        self.sums, self.add = parameters("sum", values), AddToAll(len(values))
+
+    def construct(self, *xs):
+        return self.add(*self.sums, *xs)
 
 
 def parameters(kind, values):
@@ -92,6 +103,14 @@ def test_what_is_added_up_stays_in_its_place(shape):
     np.testing.assert_array_equal(run(cell, x), start + x)
     np.testing.assert_array_equal(run(cell, y), start + x + y)
     np.testing.assert_array_equal(cell.sum.asnumpy(), start + x + y)
+
+
+def test_what_is_added_to_many_stays_in_their_places():
+    starts, xs, ys = (normal(number, *SHAPES) for number in range(3))
+    cell = AddAll(starts)
+    assert run(cell, *xs).tolist() == run(cell, *ys).tolist() == [0.0]
+    for total, start, x, y in zip(cell.sums, starts, xs, ys, strict=True):
+        np.testing.assert_array_equal(total.asnumpy(), start + x + y)
 
 
 def test_a_sum_that_is_no_number_stays_none():
