@@ -1,5 +1,6 @@
 // A whole block of the model over the tokens of a call, and its gradient: what `Block` computes without a cache, each in
-// one operator. A graph is then a few operators a layer, and fewer numbers are kept for the gradient.
+// one operator. A graph is then a few operators a layer, and fewer numbers are kept for the gradient. See also
+// chunk_block.h, for tokens with a cache.
 #ifndef R1PARALLEL_CPU_BACKEND_BLOCK_H_
 #define R1PARALLEL_CPU_BACKEND_BLOCK_H_
 
@@ -44,14 +45,102 @@ class WholeBlock : public Attention {
     float *at_;
   };
 
+  // [T, L or H], of tokens that are not turned yet.
+  struct Projected {
+    float *query, *key, *value;
+  };
+
+  // x + what attention gives, [T, H]; the rest [T, I].
+  struct Fed {
+    float *middle, *gate, *up, *gated;
+  };
+
+  // A norm's output [T, H], and 1 / √… [T].
+  struct Normed {
+    float *inverse, *x;
+  };
+
+  void Measure(size_t hidden, size_t size, const Tensors &inputs, size_t first_weight) {
+    hidden_ = hidden, size_ = size, first_weight_ = first_weight;
+    line_ = Size(inputs[first_weight + kWk], 0), inner_ = Size(inputs[first_weight + kGate], 0);
+  }
+
+  const KernelTensor *Of(const Tensors &inputs, Weight i) const { return inputs[first_weight_ + i]; }
+
+  template <typename F>
+  void ForTokens(const F &f) const {
+    constexpr size_t kLeastTokens = 8;
+    ShareOut(tokens_, kLeastTokens, f);
+  }
+
+  // [T, columns]
+  Matrix Tokens(const float *x, size_t columns) const { return {x, tokens_, columns}; }
+  Matrix Stored(const Tensors &inputs, Weight i) const {
+    const auto *weight = Of(inputs, i);
+    return {Numbers(weight), Size(weight, 0), Size(weight, 1)};
+  }
+
+  static void Sum(size_t begin, size_t end, const float *x, float *to) {
+    ForEachVector(begin, end, x, to, to, [](Vector one, Vector other) { return one + other; });
+  }
+
+  void Norm(const Tensors &inputs, Weight i, const float *x, const Normed &normed) const {
+    ForTokens([&](size_t begin, size_t end) {
+      ::r1parallel::NormForward(begin, end, hidden_, eps_, x, Numbers(Of(inputs, i)), normed.x, normed.inverse);
+    });
+  }
+
+  // y [T, outs] = x·wᵀ
+  void Times(const Tensors &inputs, Weight i, const float *x, float *y) const {
+    const Matrix weight = Stored(inputs, i);
+    Product(*this, Tokens(x, weight.columns), weight.Turned(), y);
+  }
+
+  void Project(const Tensors &inputs, const float *x, const Normed &normed, const Projected &to) const {
+    Norm(inputs, kAttentionNorm, x, normed);
+    Times(inputs, kWq, normed.x, to.query);
+    Times(inputs, kWk, normed.x, to.key);
+    Times(inputs, kWv, normed.x, to.value);
+    ForTokens([&](size_t begin, size_t end) {
+      for (size_t token = begin; token < end; ++token) {
+        Sum(0, hidden_, Numbers(Of(inputs, kBq)), to.query + token * hidden_);
+        Sum(0, line_, Numbers(Of(inputs, kBk)), to.key + token * line_);
+        Sum(0, line_, Numbers(Of(inputs, kBv)), to.value + token * line_);
+      }
+    });
+  }
+
+  // Everything behind the attention; y [T, H].
+  void Feed(const Tensors &inputs, const float *x, const float *attended, const Normed &normed, const Fed &fed,
+            float *y) const {
+    Times(inputs, kWo, attended, fed.middle);
+    ForTokens([&](size_t begin, size_t end) { Sum(begin * hidden_, end * hidden_, x, fed.middle); });
+    Norm(inputs, kFfnNorm, fed.middle, normed);
+    Times(inputs, kGate, normed.x, fed.gate);
+    Times(inputs, kUp, normed.x, fed.up);
+    ForTokens([&](size_t begin, size_t end) {
+      ForEachVector(begin * inner_, end * inner_, fed.gate, fed.up, fed.gated,
+                    [](Vector gate, Vector up) { return gate * ::r1parallel::Sigmoid(gate) * up; });
+    });
+    Times(inputs, kDown, fed.gated, y);
+    ForTokens([&](size_t begin, size_t end) { Sum(begin * hidden_, end * hidden_, fed.middle, y); });
+  }
+
+  size_t tokens_{}, hidden_{}, line_{}, inner_{}, size_{}, first_weight_{};
+  float eps_{};
+};
+
+// Without a cache: all tokens of a row attend to each other as the mask says.
+class RowsBlock : public WholeBlock {
+ protected:
   // What forward keeps for backward.
   struct Kept {
     float *query, *key, *value, *max, *sum, *attended, *middle, *gate, *up;
   };
 
-  void Measure(const KernelTensor *x, const KernelTensor *cos, const Tensors &inputs, size_t weights) {
-    tokens_ = Size(x, 0), hidden_ = Size(x, 1), length_ = Size(cos, 1), size_ = Size(cos, 3);
-    line_ = Size(inputs[weights + kWk], 0), inner_ = Size(inputs[weights + kGate], 0);
+  void MeasureRows(const KernelTensor *x, const KernelTensor *cos, const Tensors &inputs, size_t first_weight) {
+    Measure(Size(x, 1), Size(cos, 3), inputs, first_weight);
+    tokens_ = Size(x, 0), length_ = Size(cos, 1);
     Require(tokens_ == Size(cos, 0) * length_, "takes as many tokens as angles");
   }
 
@@ -59,9 +148,9 @@ class WholeBlock : public Attention {
 
   Kept Parts(float *kept) const {
     Pieces pieces(kept);
-    return {pieces.Next(tokens_ * hidden_), pieces.Next(tokens_ * line_),   pieces.Next(tokens_ * line_),
-            pieces.Next(Statistics()),      pieces.Next(Statistics()),      pieces.Next(tokens_ * hidden_),
-            pieces.Next(tokens_ * hidden_), pieces.Next(tokens_ * inner_),  pieces.Next(tokens_ * inner_)};
+    return {pieces.Next(tokens_ * hidden_), pieces.Next(tokens_ * line_),  pieces.Next(tokens_ * line_),
+            pieces.Next(Statistics()),      pieces.Next(Statistics()),     pieces.Next(tokens_ * hidden_),
+            pieces.Next(tokens_ * hidden_), pieces.Next(tokens_ * inner_), pieces.Next(tokens_ * inner_)};
   }
 
   void RequireKept(const KernelTensor *kept) const {
@@ -74,39 +163,26 @@ class WholeBlock : public Attention {
                 1.0f / std::sqrt(static_cast<float>(size_)), false);
   }
 
-  // Rotary embedding of tokens begin … end; `width` numbers of heads each.
-  void Turn(size_t begin, size_t end, size_t width, bool backward, const float *from, const KernelTensor *cos,
-            const KernelTensor *sin, float *to) const {
+  // Rotary embedding; `width` numbers of heads for each token.
+  void Turn(size_t width, bool backward, const float *from, const KernelTensor *cos, const KernelTensor *sin,
+            float *to) const {
     const size_t heads = width / size_;
     const ::r1parallel::RotaryShape shape{{1, tokens_, heads}, {0, 1, 0}, size_};
-    ::r1parallel::Rotate(begin * heads, end * heads, shape, backward, from, Numbers(cos), Numbers(sin), to);
+    ForTokens([&](size_t begin, size_t end) {
+      ::r1parallel::Rotate(begin * heads, end * heads, shape, backward, from, Numbers(cos), Numbers(sin), to);
+    });
   }
 
-  template <typename F>
-  void ForTokens(const F &f) const {
-    constexpr size_t kLeastTokens = 8;
-    ShareOut(tokens_, kLeastTokens, f);
-  }
-
-  // [T, columns]
-  Matrix Tokens(const float *x, size_t columns) const { return {x, tokens_, columns}; }
-  static Matrix Stored(const KernelTensor *weight) { return {Numbers(weight), Size(weight, 0), Size(weight, 1)}; }
-
-  static void Sum(size_t begin, size_t end, const float *x, float *to) {
-    ForEachVector(begin, end, x, to, to, [](Vector one, Vector other) { return one + other; });
-  }
-
-  size_t tokens_{}, length_{}, hidden_{}, line_{}, inner_{}, size_{};
-  float eps_{};
+  size_t length_{};
 };
 
 // x, cos, sin, mask, weights → y, kept
-class BlockForward : public WholeBlock {
+class BlockForward : public RowsBlock {
  public:
   int Resize(const Tensors &inputs, const Tensors &outputs) override {
     const int result = Fused::Resize(inputs, outputs);
     if (result == KRET_OK) {
-      Measure(inputs[kX], inputs[kCos], inputs, kFirstWeight);
+      MeasureRows(inputs[kX], inputs[kCos], inputs, kFirstWeight);
       RequireKept(outputs[1]);
       const size_t a_token = std::max(2 * hidden_ + line_, inner_) + 1;
       SetWorkspaceSizeList({tokens_ * a_token * sizeof(float)});
@@ -116,46 +192,17 @@ class BlockForward : public WholeBlock {
 
   bool Launch(const Tensors &inputs, const Tensors &workspace, const Tensors &outputs) override {
     const float *x = Numbers(inputs[kX]);
-    float *y = Numbers(outputs[0]);
     const Kept kept = Parts(Numbers(outputs[1]));
-    const auto weight = [&](Weight i) { return Numbers(inputs[kFirstWeight + i]); };
-    const auto product = [&](const float *from, size_t columns, Weight i, float *to) {
-      Product(*this, Tokens(from, columns), Stored(inputs[kFirstWeight + i]).Turned(), to);
-    };
     Pieces scratch(Numbers(workspace[0]));
-    float *inverse = scratch.Next(tokens_), *gated = scratch.Next(0);
-    float *normed = scratch.Next(tokens_ * hidden_), *query = scratch.Next(tokens_ * hidden_);
-    float *key = scratch.Next(tokens_ * line_);
-    ForTokens([&](size_t begin, size_t end) {
-      ::r1parallel::NormForward(begin, end, hidden_, eps_, x, weight(kAttentionNorm), normed, inverse);
-    });
-    product(normed, hidden_, kWq, query);
-    product(normed, hidden_, kWk, key);
-    product(normed, hidden_, kWv, kept.value);
-    ForTokens([&](size_t begin, size_t end) {
-      for (size_t token = begin; token < end; ++token) {
-        Sum(0, hidden_, weight(kBq), query + token * hidden_);
-        Sum(0, line_, weight(kBk), key + token * line_);
-        Sum(0, line_, weight(kBv), kept.value + token * line_);
-      }
-      Turn(begin, end, hidden_, false, query, inputs[kCos], inputs[kSin], kept.query);
-      Turn(begin, end, line_, false, key, inputs[kCos], inputs[kSin], kept.key);
-    });
+    float *inverse = scratch.Next(tokens_), *gated = scratch.Next(0);  // in the place of what is not needed any more
+    const Normed normed{inverse, scratch.Next(tokens_ * hidden_)};
+    const Projected projected{scratch.Next(tokens_ * hidden_), scratch.Next(tokens_ * line_), kept.value};
+    Project(inputs, x, normed, projected);
+    Turn(hidden_, false, projected.query, inputs[kCos], inputs[kSin], kept.query);
+    Turn(line_, false, projected.key, inputs[kCos], inputs[kSin], kept.key);
     const Grid grid = MakeGrid();
     Attend(grid, MakeMasks(inputs[kMask], grid), {kept.query, kept.key, kept.value, kept.max, kept.sum, kept.attended});
-    product(kept.attended, hidden_, kWo, kept.middle);
-    ForTokens([&](size_t begin, size_t end) {
-      Sum(begin * hidden_, end * hidden_, x, kept.middle);
-      ::r1parallel::NormForward(begin, end, hidden_, eps_, kept.middle, weight(kFfnNorm), normed, inverse);
-    });
-    product(normed, hidden_, kGate, kept.gate);
-    product(normed, hidden_, kUp, kept.up);
-    ForTokens([&](size_t begin, size_t end) {
-      ForEachVector(begin * inner_, end * inner_, kept.gate, kept.up, gated,
-                    [](Vector gate, Vector up) { return gate * ::r1parallel::Sigmoid(gate) * up; });
-    });
-    product(gated, inner_, kDown, y);
-    ForTokens([&](size_t begin, size_t end) { Sum(begin * hidden_, end * hidden_, kept.middle, y); });
+    Feed(inputs, x, kept.attended, normed, {kept.middle, kept.gate, kept.up, gated}, Numbers(outputs[0]));
     return true;
   }
 
@@ -164,12 +211,12 @@ class BlockForward : public WholeBlock {
 };
 
 // dy, x, kept, cos, sin, mask, weights → dx, gradients of the weights
-class BlockBackward : public WholeBlock {
+class BlockBackward : public RowsBlock {
  public:
   int Resize(const Tensors &inputs, const Tensors &outputs) override {
     const int result = Fused::Resize(inputs, outputs);
     if (result == KRET_OK) {
-      Measure(inputs[kX], inputs[kCos], inputs, kFirstWeight);
+      MeasureRows(inputs[kX], inputs[kCos], inputs, kFirstWeight);
       RequireKept(inputs[kKept]);
       const size_t a_token = 3 * hidden_ + std::max(3 * inner_, 2 * (hidden_ + line_) + line_) + 1;
       SetWorkspaceSizeList({tokens_ * a_token * sizeof(float)});
@@ -180,8 +227,8 @@ class BlockBackward : public WholeBlock {
   bool Launch(const Tensors &inputs, const Tensors &workspace, const Tensors &outputs) override {
     const Kept kept = Parts(Numbers(inputs[kKept]));
     Pieces scratch(Numbers(workspace[0]));
-    const Scratch of{scratch.Next(tokens_), scratch.Next(tokens_ * hidden_), scratch.Next(tokens_ * hidden_),
-                     scratch.Next(tokens_ * hidden_), scratch.Next(0)};
+    float *inverse = scratch.Next(tokens_), *normed = scratch.Next(tokens_ * hidden_);
+    const Scratch of{{inverse, normed}, scratch.Next(tokens_ * hidden_), scratch.Next(tokens_ * hidden_), scratch.Next(0)};
     OfFeedForward(inputs, outputs, kept, of);
     OfAttention(inputs, outputs, kept, of);
     return true;
@@ -190,22 +237,23 @@ class BlockBackward : public WholeBlock {
  private:
   enum Input : size_t { kY, kX, kKept, kCos, kSin, kMask, kFirstWeight };
 
-  // inverse [T], the others [T, H]: a norm's output, its gradient, the gradient of what stands between the two halves.
+  // The gradients of a norm's output and of what stands between the two halves of the block, [T, H].
   struct Scratch {
-    float *inverse, *normed, *slope, *middle, *rest;
+    Normed normed;
+    float *slope, *middle, *rest;
   };
 
   static float *Gradient(const Tensors &outputs, Weight i) { return Numbers(outputs[1 + i]); }
 
   // Gradient of a weight [out, in], from the gradient of its outputs and its inputs.
   void OfWeight(const Tensors &inputs, const Tensors &outputs, Weight i, const float *slope, const float *x) const {
-    const Matrix weight = Stored(inputs[kFirstWeight + i]);
+    const Matrix weight = Stored(inputs, i);
     Product(*this, Tokens(slope, weight.rows).Turned(), Tokens(x, weight.columns), Gradient(outputs, i));
   }
 
   // Gradient of the weight's inputs.
   void OfInputs(const Tensors &inputs, Weight i, const float *slope, float *to, bool add = false) const {
-    const Matrix weight = Stored(inputs[kFirstWeight + i]);
+    const Matrix weight = Stored(inputs, i);
     Product(*this, Tokens(slope, weight.rows), weight, to, add);
   }
 
@@ -220,23 +268,16 @@ class BlockBackward : public WholeBlock {
     });
   }
 
-  // A norm's output again.
-  void Again(const Tensors &inputs, Weight i, const float *x, const Scratch &of) const {
-    ForTokens([&](size_t begin, size_t end) {
-      ::r1parallel::NormForward(begin, end, hidden_, eps_, x, Numbers(inputs[kFirstWeight + i]), of.normed, of.inverse);
-    });
-  }
-
   // Of a norm's input, to which what went past it is added; and of its weight.
   void OfNorm(const Tensors &inputs, const Tensors &outputs, Weight i, const float *x, const float *past,
               const Scratch &of, float *to) const {
     constexpr size_t kLeastColumns = 64;
     ForTokens([&](size_t begin, size_t end) {
-      ::r1parallel::NormBackward(begin, end, hidden_, of.slope, x, of.inverse, Numbers(inputs[kFirstWeight + i]), to);
+      ::r1parallel::NormBackward(begin, end, hidden_, of.slope, x, of.normed.inverse, Numbers(Of(inputs, i)), to);
       Sum(begin * hidden_, end * hidden_, past, to);
     });
     ShareOut(hidden_, kLeastColumns, [&](size_t begin, size_t end) {
-      ::r1parallel::NormWeightGradient(begin, end, tokens_, hidden_, of.slope, x, of.inverse, Gradient(outputs, i));
+      ::r1parallel::NormWeightGradient(begin, end, tokens_, hidden_, of.slope, x, of.normed.inverse, Gradient(outputs, i));
     });
   }
 
@@ -252,9 +293,9 @@ class BlockBackward : public WholeBlock {
       }
     });
     OfWeight(inputs, outputs, kDown, y, gated);
-    Again(inputs, kFfnNorm, kept.middle, of);
-    OfWeight(inputs, outputs, kGate, gate, of.normed);
-    OfWeight(inputs, outputs, kUp, up, of.normed);
+    Norm(inputs, kFfnNorm, kept.middle, of.normed);
+    OfWeight(inputs, outputs, kGate, gate, of.normed.x);
+    OfWeight(inputs, outputs, kUp, up, of.normed.x);
     OfInputs(inputs, kGate, gate, of.slope);
     OfInputs(inputs, kUp, up, of.slope, true);
     OfNorm(inputs, outputs, kFfnNorm, kept.middle, y, of, of.middle);
@@ -291,11 +332,9 @@ class BlockBackward : public WholeBlock {
     AttendBackward(grid, MakeMasks(inputs[kMask], grid),
                    {kept.query, kept.key, kept.value, kept.max, kept.sum, kept.attended},
                    {of.slope, turned_query, turned_key, value});
-    ForTokens([&](size_t begin, size_t end) {
-      Turn(begin, end, hidden_, true, turned_query, inputs[kCos], inputs[kSin], query);
-      Turn(begin, end, line_, true, turned_key, inputs[kCos], inputs[kSin], key);
-    });
-    Again(inputs, kAttentionNorm, Numbers(inputs[kX]), of);
+    Turn(hidden_, true, turned_query, inputs[kCos], inputs[kSin], query);
+    Turn(line_, true, turned_key, inputs[kCos], inputs[kSin], key);
+    Norm(inputs, kAttentionNorm, Numbers(inputs[kX]), of.normed);
     OfProjection(inputs, outputs, kWq, kBq, query, of, false);
     OfProjection(inputs, outputs, kWk, kBk, key, of, true);
     OfProjection(inputs, outputs, kWv, kBv, value, of, true);
@@ -304,8 +343,8 @@ class BlockBackward : public WholeBlock {
 
   void OfProjection(const Tensors &inputs, const Tensors &outputs, Weight weight, Weight bias, const float *slope,
                     const Scratch &of, bool add) const {
-    OfWeight(inputs, outputs, weight, slope, of.normed);
-    OfBias(outputs, bias, slope, Size(inputs[kFirstWeight + weight], 0));
+    OfWeight(inputs, outputs, weight, slope, of.normed.x);
+    OfBias(outputs, bias, slope, Size(Of(inputs, weight), 0));
     OfInputs(inputs, weight, slope, of.slope, add);
   }
 };

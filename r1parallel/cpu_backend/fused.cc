@@ -5,6 +5,7 @@
 #include <string>
 
 #include "block.h"
+#include "chunk_block.h"
 #include "elementwise.h"
 #include "flash.h"
 #include "fused.h"
@@ -142,6 +143,7 @@ extern "C" void r1parallel_register_fused() {
   Add<AdamOfAll>("AdamOfAll");
   Add<BlockForward>("BlockForward");
   Add<BlockBackward>("BlockBackward");
+  Add<ChunkBlock>("ChunkBlock");
   Add<TokenBlock>("TokenBlock");
   Replace<AddTo>("AssignAdd");
   Replace<LogSoftmaxForward>("LogSoftmax");

@@ -18,10 +18,10 @@ namespace mindspore {
 namespace kernel {
 namespace r1parallel {
 // Letters: B rows, H hidden, N query heads, M key heads, D head size, Y = M·D, I inner size, K slots of a row.
-// See `models/token_block.py`; weights are [out, in]. The caches are written in place.
+// See `models/cached_block.py`; weights are [out, in]. The caches are written in place.
 class TokenBlock : public Fused {
  public:
-  // The order of `models/token_block.py`.
+  // The order of `models/cached_block.py`.
   enum Input : size_t {
     kX, kSpots, kCos, kSin,
     kAttentionNorm, kWq, kBq, kWk, kBk, kWv, kBv, kWo,

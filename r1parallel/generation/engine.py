@@ -17,6 +17,7 @@ from r1parallel.generation.programs import FillCache, NextTokens, split_cache
 from r1parallel.generation.sampling import Sampler
 from r1parallel.generation.seats import Seats
 from r1parallel.models.cached import prompt_model, token_model
+from r1parallel.models.cached_block import WholeChunkBlock
 from r1parallel.models.fused import PLAIN, Operators
 from r1parallel.models.parameters import share_parameters, unallocated
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
@@ -28,6 +29,7 @@ from r1parallel.parallel.world import DryWorld, World
 
 _ONE_RANK, _ALONE = Mesh(), World()
 _CHUNK = 32  # tokens of a prompt at most that are computed together
+_FILLED = 512  # tokens of prompts at most that a launch computes, where it computes no others
 _TOKENS = 4  # of a launch at most
 
 
@@ -109,7 +111,11 @@ class RolloutEngine:
             self.model = token_model(config, self.rows, slots, operators, split=world.size > 1)
             filling = prompt_model(self.model, chunk, operators)
         self._models = (self.model, filling)
-        self._seats = partial(Seats, self.rows, mesh.dp, -(-rows // 4), chunk, slots, pad_id)
+        if isinstance(filling.model.layers[0], WholeChunkBlock):  # chunks that nobody fills cost nothing
+            chunks, patience = max(1, _FILLED // chunk), max(1, rows // 8)
+        else:
+            chunks, patience = -(-rows // 4), max(1, self.rows // 4)
+        self._seats = partial(Seats, self.rows, mesh.dp, chunks, chunk, slots, pad_id, patience)
         if world.size > 1:
             split_cache(self.model, filling, mesh)
         sampler = Sampler(sampling, config.vocab_size)

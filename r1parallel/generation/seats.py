@@ -39,6 +39,7 @@ class Seats:
         chunk_length: S.
         slots: K, more than any text needs.
         pad_id: fills unused slots of chunks.
+        patience: free rows that are waited for, where as many samples wait: filling one may cost what filling all does.
 
     Attributes:
         sample: int [B], index of the sample in a row; −1: none.
@@ -46,9 +47,11 @@ class Seats:
         token: int32 [B], the last of them, or of its prompt.
     """
 
-    def __init__(self, rows: int, sections: int, chunks: int, chunk_length: int, slots: int, pad_id: int):
+    def __init__(
+        self, rows: int, sections: int, chunks: int, chunk_length: int, slots: int, pad_id: int, patience: int
+    ):
         self.sections, self.chunks, self.chunk_length, self.slots = sections, chunks, chunk_length, slots
-        self.pad_id, self.patience, self.section_rows = pad_id, max(1, rows // 4), rows // sections
+        self.pad_id, self.patience, self.section_rows = pad_id, patience, rows // sections
         self.sample, self.drawn = np.full(rows, _FREE), np.zeros(rows, np.int64)
         self.token = np.zeros(rows, np.int32)
         # The last token of a prompt is the first that the other graph is given: it is not filled in.
@@ -66,7 +69,7 @@ class Seats:
         return [row for row, (prompt, held) in enumerate(zip(self._prompt, self._held, strict=True)) if prompt != held]
 
     def worth_seating(self, waiting: int) -> bool:
-        """Whether so many waiting samples should take seats now: filling one row costs what filling several does."""
+        """Whether so many waiting samples should take seats now."""
         return 0 < min(waiting, self.patience) <= len(self.sample) - len(self.taken)
 
     def seat(self, waiting: deque[int], prompts: Sequence[Sequence[int]]) -> None:

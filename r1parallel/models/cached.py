@@ -8,11 +8,11 @@ from mindspore import nn
 
 from r1parallel.config.model import ModelConfig
 from r1parallel.models.cache import ChunkRows, TokenRows
+from r1parallel.models.cached_block import WholeChunkBlock, WholeTokenBlock
 from r1parallel.models.fused import PLAIN, Operators
 from r1parallel.models.layers import Linear, TiedHead
 from r1parallel.models.parameters import share_parameters
 from r1parallel.models.qwen2_5 import Block, Qwen2ForCausalLM
-from r1parallel.models.token_block import WholeTokenBlock
 
 
 def token_model(
@@ -33,7 +33,7 @@ def token_model(
             slots,
             _with_rows(operators, TokenRows),
             lambda sizes: operators.token_attention(sizes, rows, slots),
-            WholeTokenBlock if operators.whole_token_blocks and not split else Block,
+            WholeTokenBlock if operators.whole_cached_blocks and not split else Block,
         )
     )
 
@@ -52,6 +52,7 @@ def prompt_model(tokens: Qwen2ForCausalLM, length: int, operators: Operators = P
         cache.slots,
         _with_rows(operators, partial(ChunkRows, length)),
         lambda sizes: operators.prompt_attention(sizes, cache.rows, cache.slots),
+        WholeChunkBlock if isinstance(tokens.model.layers[0], WholeTokenBlock) else Block,
     )
     share_parameters(tokens, model)
     return _for_few_rows(model)

@@ -164,7 +164,7 @@ class Operators:
     """Makers of the Cells that a model is built from; the defaults are the plain ones, in fp32.
 
     Where no layout splits the model, `whole_block` makes the one operator that a block may be, and with
-    `whole_token_blocks` a block of the `token_model` is another one.
+    `whole_cached_blocks` those of models with a cache are others.
     """
 
     linear: Callable[..., Linear] = Linear
@@ -177,7 +177,7 @@ class Operators:
     head: Callable[[int, int], Linear] = Linear
     tied_head: Callable[[], TiedHead] = TiedHead
     whole_block: Callable[[ModelConfig], nn.Cell] | None = None
-    whole_token_blocks: bool = False
+    whole_cached_blocks: bool = False
 
 
 PLAIN = Operators()
@@ -196,7 +196,7 @@ def _flash(rotate: Callable[[], nn.Cell], core: Callable[[ModelConfig], nn.Cell]
 
 
 # In fp32. The backend's product of few rows wants weights as [out, in].
-FUSED = replace(_flash(FusedRotate, FlashCore, transposed=False), whole_block=WholeBlock, whole_token_blocks=True)
+FUSED = replace(_flash(FusedRotate, FlashCore, transposed=False), whole_block=WholeBlock, whole_cached_blocks=True)
 
 
 def fused(dtype: Any, kept: Any) -> Operators:

@@ -13,7 +13,7 @@ from mindspore.ops import PrimitiveWithInfer, prim_attr_register
 
 from r1parallel.config.model import ModelConfig
 
-# Of a block, as the kernels in `cpu_backend/block.h` and `cpu_backend/token_block.h` number them.
+# Of a block, as the kernels in `cpu_backend` number them.
 WEIGHTS = (
     *("attention_norm", "wq", "bq", "wk", "bk", "wv", "bv", "wo"),
     *("ffn_norm", "w1", "w3", "w2"),

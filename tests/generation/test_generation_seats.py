@@ -27,7 +27,7 @@ class Job(NamedTuple):
     samples: Sequence[tuple[tuple[int, ...], int]]
 
     def seats(self) -> Seats:
-        return Seats(self.rows, self.sections, self.chunks, self.size, self.slots, PAD)
+        return Seats(self.rows, self.sections, self.chunks, self.size, self.slots, PAD, max(1, self.rows // 4))
 
     @property
     def slots(self) -> int:
@@ -187,11 +187,14 @@ def different(count: int, lengths: Sequence[int]) -> list[tuple[tuple[int, ...],
 
 
 @pytest.mark.parametrize(
-    ("rows", "waiting", "free", "worth"),
-    [(8, 5, 1, False), (8, 5, 2, True), (8, 1, 1, True), (8, 0, 8, False), (3, 9, 1, True), (9, 9, 0, False)],
+    ("rows", "patience", "waiting", "free", "worth"),
+    [
+        *((8, 2, 5, 1, False), (8, 2, 5, 2, True), (8, 2, 1, 1, True), (8, 2, 0, 8, False)),
+        *((8, 1, 5, 1, True), (3, 1, 9, 1, True), (9, 1, 9, 0, False)),
+    ],
 )
-def test_a_quarter_of_the_rows_or_all_who_wait_are_worth_a_launch(rows, waiting, free, worth):
-    seats = Seats(rows, 1, rows, 2, 6, PAD)
+def test_the_rows_that_are_waited_for_or_all_who_wait_are_worth_a_launch(rows, patience, waiting, free, worth):
+    seats = Seats(rows, 1, rows, 2, 6, PAD, patience)
     seats.seat(deque(range(rows - free)), [(1, 2)] * rows)
     assert len(seats.taken) == rows - free
     assert seats.worth_seating(waiting) == worth
@@ -237,7 +240,7 @@ def test_what_a_row_holds_of_a_prompt_is_not_computed_again():
 
 def test_a_sample_is_given_the_row_that_holds_most_of_its_prompt():
     prompts = [(1, 1, 1, 0), (2, 2, 2, 0), (3, 3, 3, 0), (2, 2, 5, 0), (3, 3, 3, 0), (1, 6, 0)]
-    seats = Seats(3, 1, 3, 3, 9, PAD)
+    seats = Seats(3, 1, 3, 3, 9, PAD, 1)
     seats.seat(deque([0, 1, 2]), prompts)
     held = seats.sample.copy()
     seats.fill()
@@ -248,7 +251,7 @@ def test_a_sample_is_given_the_row_that_holds_most_of_its_prompt():
 
 
 def test_sections_are_filled_evenly():
-    seats = Seats(8, 2, 4, 2, 6, PAD)
+    seats = Seats(8, 2, 4, 2, 6, PAD, 2)
     seats.seat(deque(range(4)), [(number,) for number in range(4)])
     assert (seats.sample.reshape(2, 4) != NOTHING).sum(1).tolist() == [2, 2]
     seats.leave(np.flatnonzero(seats.sample.reshape(2, 4)[0] != NOTHING))
