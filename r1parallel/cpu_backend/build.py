@@ -56,8 +56,8 @@ COLLECTIVES = Kernels(
 FUSED = Kernels(
     "fused",
     _source("fused.cc", "fused.h", "replacement.h", "matmul.h", "scatter.h", "flash.h", "attention.h", "elementwise.h")
-    + _source("block.h", "chunk_block.h", "token_block.h", "products.h", "sgemm.h", "gradients.h", "softmax.h")
-    + _source("runs.h", "scratch.h", "vectors.h"),
+    + _source("block.h", "block_gradient.h", "chunk_block.h", "token_block.h", "products.h", "sgemm.h")
+    + _source("gradients.h", "softmax.h", "runs.h", "scratch.h", "vectors.h"),
     ("-O3", "-march=native", "-fno-math-errno"),  # a root that might set errno is not made of vectors
     f"{_NO_COMPILER}models are made of plain operators, which take longer and several times the memory.",
 )

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "block.h"
+#include "block_gradient.h"
 #include "chunk_block.h"
 #include "elementwise.h"
 #include "flash.h"
