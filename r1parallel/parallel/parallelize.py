@@ -15,7 +15,6 @@ from r1parallel.parallel.operators import DP, REPLICATED, ROWS, TP, Strategy, ou
 # attention keeps no such results.
 _SELECTED = {"SoftmaxCore": ("scale", "scores", "add_mask", "softmax"), "FeedForward": ("silu", "gate")}
 
-
 # Cells that have one operator for all they do, where it has a kernel; it can be neither split nor recomputed.
 _JOINED = ("Block", "Gradients")
 
