@@ -22,8 +22,9 @@ _HEADS: Strategy = ((DP, TP, None, None),)  # [B, heads, S, D] and [B, heads, GÂ
 _PER_ROW: Strategy = ((DP,),)
 _SCALAR: Strategy = ((),)
 
-# Operators that only rename dimensions get no strategy: the compiler follows their input.
-UNSPLIT = ("Reshape", "Cast")
+# Operators that only rename dimensions get no strategy: the compiler follows their input. Nor do those that stand where
+# nothing is split; see `parallelize`.
+UNSPLIT = ("Reshape", "Cast", "BlockForward", "BlockBackward", "AddToAll")
 
 _ALL_HEADS: Strategy = ((DP, None, None, None),)  # [B, 1, S, D] and [B, 1, S, K]
 _BEHIND: Strategy = ((DP, None, TP, None),)  # [B, S, heads, D]
