@@ -171,10 +171,6 @@ inline void AttentionForward(const AttentionShape &shape, const QueryRange &rang
   });
 }
 
-R1_INLINE void AddUp(const float *from, size_t size, float *to) {
-  std::transform(from, from + size, to, to, [](float one, float other) { return one + other; });
-}
-
 // Gradients of keys and values are what these queries alone add to them.
 inline void AttentionBackward(const AttentionShape &shape, const QueryRange &range, const float *key,
                               const float *value, const QueryHeadGradient *heads, float *key_gradient,

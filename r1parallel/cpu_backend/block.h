@@ -14,7 +14,6 @@
 namespace mindspore {
 namespace kernel {
 namespace r1parallel {
-using ::r1parallel::ForEachVector;
 using ::r1parallel::Vector;
 
 // Letters: T tokens, in rows of S; H hidden, N query heads, M key heads, D head size, L = M·D, I inner size.
@@ -79,10 +78,6 @@ class WholeBlock : public Attention {
     return {Numbers(weight), Size(weight, 0), Size(weight, 1)};
   }
 
-  static void Sum(size_t begin, size_t end, const float *x, float *to) {
-    ForEachVector(begin, end, x, to, to, [](Vector one, Vector other) { return one + other; });
-  }
-
   void Norm(const Tensors &inputs, Weight i, const float *x, const Normed &normed) const {
     ForTokens([&](size_t begin, size_t end) {
       ::r1parallel::NormForward(begin, end, hidden_, eps_, x, Numbers(Of(inputs, i)), normed.x, normed.inverse);
@@ -102,9 +97,9 @@ class WholeBlock : public Attention {
     Times(inputs, kWv, normed.x, to.value);
     ForTokens([&](size_t begin, size_t end) {
       for (size_t token = begin; token < end; ++token) {
-        Sum(0, hidden_, Numbers(Of(inputs, kBq)), to.query + token * hidden_);
-        Sum(0, line_, Numbers(Of(inputs, kBk)), to.key + token * line_);
-        Sum(0, line_, Numbers(Of(inputs, kBv)), to.value + token * line_);
+        AddUp(0, hidden_, Numbers(Of(inputs, kBq)), to.query + token * hidden_);
+        AddUp(0, line_, Numbers(Of(inputs, kBk)), to.key + token * line_);
+        AddUp(0, line_, Numbers(Of(inputs, kBv)), to.value + token * line_);
       }
     });
   }
@@ -113,16 +108,15 @@ class WholeBlock : public Attention {
   void Feed(const Tensors &inputs, const float *x, const float *attended, const Normed &normed, const Fed &fed,
             float *y) const {
     Times(inputs, kWo, attended, fed.middle);
-    ForTokens([&](size_t begin, size_t end) { Sum(begin * hidden_, end * hidden_, x, fed.middle); });
+    ForTokens([&](size_t begin, size_t end) { AddUp(begin * hidden_, end * hidden_, x, fed.middle); });
     Norm(inputs, kFfnNorm, fed.middle, normed);
     Times(inputs, kGate, normed.x, fed.gate);
     Times(inputs, kUp, normed.x, fed.up);
     ForTokens([&](size_t begin, size_t end) {
-      ForEachVector(begin * inner_, end * inner_, fed.gate, fed.up, fed.gated,
-                    [](Vector gate, Vector up) { return gate * ::r1parallel::Sigmoid(gate) * up; });
+      ::r1parallel::GateForward(begin * inner_, end * inner_, fed.gate, fed.up, fed.gated);
     });
     Times(inputs, kDown, fed.gated, y);
-    ForTokens([&](size_t begin, size_t end) { Sum(begin * hidden_, end * hidden_, fed.middle, y); });
+    ForTokens([&](size_t begin, size_t end) { AddUp(begin * hidden_, end * hidden_, fed.middle, y); });
   }
 
   size_t tokens_{}, hidden_{}, line_{}, inner_{}, size_{}, first_weight_{};

@@ -63,7 +63,7 @@ class BlockBackward : public RowsBlock {
     ShareOut(width, kLeastColumns, [&](size_t begin, size_t end) {
       std::fill(to + begin, to + end, 0.0f);
       for (size_t token = 0; token < tokens_; ++token) {
-        Sum(begin, end, slope + token * width, to);
+        AddUp(begin, end, slope + token * width, to);
       }
     });
   }
@@ -74,7 +74,7 @@ class BlockBackward : public RowsBlock {
     constexpr size_t kLeastColumns = 64;
     ForTokens([&](size_t begin, size_t end) {
       ::r1parallel::NormBackward(begin, end, hidden_, of.slope, x, of.normed.inverse, Numbers(Of(inputs, i)), to);
-      Sum(begin * hidden_, end * hidden_, past, to);
+      AddUp(begin * hidden_, end * hidden_, past, to);
     });
     ShareOut(hidden_, kLeastColumns, [&](size_t begin, size_t end) {
       ::r1parallel::NormWeightGradient(begin, end, tokens_, hidden_, of.slope, x, of.normed.inverse, Gradient(outputs, i));

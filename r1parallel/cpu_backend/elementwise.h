@@ -105,6 +105,16 @@ R1_INLINE void ForEachVector(size_t begin, size_t end, const float *a, const flo
   }
 }
 
+// Elements begin … end of x are added to those of `to`.
+inline void AddUp(size_t begin, size_t end, const float *x, float *to) {
+  ForEachVector(begin, end, x, to, to, [](Vector one, Vector other) { return one + other; });
+}
+
+// gate·sigmoid(gate)·up, which may take the gate's place
+inline void GateForward(size_t begin, size_t end, const float *gate, const float *up, float *to) {
+  ForEachVector(begin, end, gate, up, to, [](Vector a, Vector b) { return a * Sigmoid(a) * b; });
+}
+
 // x·sigmoid(x)
 inline void SiluForward(size_t begin, size_t end, const float *x, float *y) {
   ForEachVector(begin, end, x, x, y, [](Vector a, Vector) { return a * Sigmoid(a); });

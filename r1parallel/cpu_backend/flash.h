@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "attention.h"
+#include "elementwise.h"
 #include "fused.h"
 #include "op_enum.h"
 
@@ -104,8 +105,8 @@ class Attention : public Fused {
                                       heads.data(), keys + at, values + at);
     });
     if (!others.empty()) {
-      AddUp(others.data(), size, gradient.key);
-      AddUp(others.data() + size, size, gradient.value);
+      AddUp(0, size, others.data(), gradient.key);
+      AddUp(0, size, others.data() + size, gradient.value);
     }
   }
 

@@ -121,9 +121,9 @@ class AdamOfAll : public Fused {
   std::vector<float> decays_;
 };
 
-inline void AddUp(float *sum, const float *x, size_t begin, size_t end) {
+inline void AddToSum(size_t begin, size_t end, const float *x, float *sum) {
   ::r1parallel::Own(sum + begin, end - begin);
-  ::r1parallel::ForEachVector(begin, end, sum, x, sum, [](auto one, auto other) { return one + other; });
+  ::r1parallel::AddUp(begin, end, x, sum);
 }
 
 // sum_1 … sum_P, x_1 … x_P: each sum becomes sum + x.
@@ -135,7 +135,7 @@ class AddToAll : public Fused {
     ShareOut(stretches.size(), 1, [&](size_t begin, size_t end) {
       for (size_t i = begin; i < end; ++i) {
         const auto [tensor, from, to] = stretches[i];
-        AddUp(Numbers(inputs[tensor]), Numbers(inputs[count + tensor]), from, to);
+        AddToSum(from, to, Numbers(inputs[count + tensor]), Numbers(inputs[tensor]));
       }
     });
     *Numbers(outputs[0]) = 0.0f;
@@ -156,7 +156,7 @@ class AddTo : public Replacement {
     float *sum = Numbers(inputs[0]);
     const float *x = Numbers(inputs[1]);
     ShareOut(inputs[0]->size() / sizeof(float), kLeast, [&](size_t begin, size_t end) {
-      AddUp(sum, x, begin, end);
+      AddToSum(begin, end, x, sum);
     });
     return true;
   }

@@ -79,10 +79,7 @@ class TokenBlock : public Fused {
     Project(Normed{middle_.data(), Numbers(inputs[kFfnNorm])}, hidden_,
             {{Numbers(inputs[kGate]), nullptr, inner_, gate_.data()}, {Numbers(inputs[kUp]), nullptr, inner_, up_.data()}});
     ShareOut(rows_ * inner_, kLeastGates, [&](size_t begin, size_t end) {
-      ::r1parallel::ForEachVector(begin, end, gate_.data(), up_.data(), gate_.data(),
-                                  [](::r1parallel::Vector a, ::r1parallel::Vector b) {
-                                    return a * ::r1parallel::Sigmoid(a) * b;
-                                  });
+      ::r1parallel::GateForward(begin, end, gate_.data(), up_.data(), gate_.data());
     });
     Project(Normed{gate_.data(), nullptr}, inner_,
             {{Numbers(inputs[kDown]), nullptr, hidden_, Numbers(outputs[0]), middle_.data()}});
