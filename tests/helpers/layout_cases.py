@@ -9,9 +9,9 @@ from r1parallel.config.schema import ActorConfig, OptimizerConfig, ParallelConfi
 from r1parallel.models.logps import CompletionLogps
 from r1parallel.models.parameters import unallocated
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.mesh import Mesh
-from r1parallel.parallel.world import World
+from r1parallel.parallel.launch.world import World
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.table import ModelLayout
 from r1parallel.training.sft import SFTLoss
 from r1parallel.training.step import TrainStep
 
