@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from r1parallel.config.checks import check_config, check_paths
-from r1parallel.config.command_line import parse_command_line
-from r1parallel.config.load import GRPO_SECTIONS
+from r1parallel.config.loading.command_line import parse_command_line
+from r1parallel.config.loading.load import GRPO_SECTIONS
+from r1parallel.parallel.launch.world import launched_world_size
 from r1parallel.parallel.worker import run_worker
-from r1parallel.parallel.world import launched_world_size
 
 TINY = Path(__file__).resolve().parent / "model_configs" / "tiny"
 

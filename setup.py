@@ -72,7 +72,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.12",
     packages=find_packages(include=["r1parallel", "r1parallel.*"]),
-    package_data={"r1parallel.monitor": ["*.jinja"], "r1parallel.cpu_backend": ["*.cc", "*.h"]},
+    package_data={
+        "r1parallel.monitor.report": ["*.jinja"],
+        "r1parallel.cpu_backend": ["kernels/*/*.cc", "kernels/*.cc", "kernels/*/*.h", "kernels/*.h"],
+    },
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
 )

@@ -14,7 +14,7 @@ from pathlib import Path
 from r1parallel.atomic import replacing
 from r1parallel.config.tiny import tiny_grpo_flags
 from r1parallel.errors import UserError, run_command
-from r1parallel.monitor.report import write_report
+from r1parallel.monitor.report.report import write_report
 from r1parallel.recipe.commands import Stages
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from r1parallel.errors import run_command
-from r1parallel.parallel.launch import launch
+from r1parallel.parallel.launch.launcher import launch
 
 
 def main(argv: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from r1parallel.checkpoint.command_line import add_convert_flags, add_output_flags, convert_target
 from r1parallel.checkpoint.convert import convert_weight, plan_conversion
-from r1parallel.checkpoint.plan_text import plan_text
+from r1parallel.checkpoint.writing.plan_text import plan_text
 from r1parallel.errors import run_command
 
 

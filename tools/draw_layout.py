@@ -4,10 +4,10 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import fields
 
-from r1parallel.config.command_line import parse_command_line
+from r1parallel.config.loading.command_line import parse_command_line
 from r1parallel.config.schema import RunConfig
 from r1parallel.errors import run_command
-from r1parallel.monitor.layout_pictures import draw_layout
+from r1parallel.monitor.pictures.layout_pictures import draw_layout
 
 SECTIONS = [field.name for field in fields(RunConfig)]  # a grpo.yaml and a sft.yaml are both understood
 

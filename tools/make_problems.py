@@ -3,10 +3,10 @@
 import argparse
 from collections.abc import Sequence
 
-from r1parallel.data.arithmetic import generate_arithmetic, write_character_tokenizer
-from r1parallel.data.countdown import generate_countdown
 from r1parallel.data.flags import add_problem_flags
-from r1parallel.data.problems import read_keys, write_problems
+from r1parallel.data.problems.arithmetic import generate_arithmetic, write_character_tokenizer
+from r1parallel.data.problems.countdown import generate_countdown
+from r1parallel.data.problems.problem_files import read_keys, write_problems
 from r1parallel.errors import UserError, run_command
 
 

@@ -4,13 +4,13 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import fields
 
-from r1parallel.config.command_line import parse_command_line
-from r1parallel.config.load import sections_in
+from r1parallel.config.loading.command_line import parse_command_line
+from r1parallel.config.loading.load import sections_in
 from r1parallel.config.schema import RunConfig
 from r1parallel.errors import run_command
-from r1parallel.parallel.describe import describe_rank, first_ranks, parse_ranks
-from r1parallel.parallel.model_layout import configured_layout
-from r1parallel.parallel.strategy import STRATEGY_NAMES, write_model_strategies
+from r1parallel.parallel.layout.describe import describe_rank, first_ranks, parse_ranks
+from r1parallel.parallel.layout.from_config import configured_layout
+from r1parallel.parallel.layout.strategy_files import STRATEGY_NAMES, write_model_strategies
 
 SECTIONS = [field.name for field in fields(RunConfig)]  # a grpo.yaml and a sft.yaml are both understood
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
     folder = write_model_strategies(layout, args.model, args.output_dir)
     print(f"wrote {layout.world_size} strategy files to {folder}")
     if args.check:
-        from r1parallel.rl.dry_run import check_strategy
+        from r1parallel.strategy_check.compare import check_strategy
 
         sft = "sft_config" in sections_in(args.config)
         check_strategy(config, args.model, ranks or first_ranks(layout), args.output_dir, sft)

@@ -7,7 +7,7 @@ from pathlib import Path
 from r1parallel.errors import UserError, run_command
 from r1parallel.monitor.charts import save_curve
 from r1parallel.monitor.metrics import METRICS_FILE
-from r1parallel.monitor.report import write_report
+from r1parallel.monitor.report.report import write_report
 
 
 def main(argv: Sequence[str]) -> None:

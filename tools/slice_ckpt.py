@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Sequence
 
 from r1parallel.checkpoint.command_line import add_output_flags, read_layout, read_ranks
-from r1parallel.checkpoint.plan_text import plan_text
 from r1parallel.checkpoint.slice import plan_reshard, reshard_checkpoint
+from r1parallel.checkpoint.writing.plan_text import plan_text
 from r1parallel.errors import UserError, run_command
 
 

@@ -7,9 +7,9 @@ import argparse
 from collections.abc import Sequence
 
 from r1parallel.checkpoint.command_line import add_workers_flag, read_layout
-from r1parallel.checkpoint.dtypes import WEIGHT_DTYPES
-from r1parallel.checkpoint.findings import Finding, Report
-from r1parallel.checkpoint.source import open_source
+from r1parallel.checkpoint.comparing.findings import Finding, Report
+from r1parallel.checkpoint.formats.dtypes import WEIGHT_DTYPES
+from r1parallel.checkpoint.reading.source import open_source
 from r1parallel.checkpoint.verify import compare_checkpoints
 from r1parallel.checkpoint.verify_files import verify_manifests, write_manifests
 from r1parallel.errors import UserError, run_command

@@ -23,16 +23,16 @@ from pathlib import Path
 
 import numpy as np
 
-from r1parallel.checkpoint.copy_engine import create_file
-from r1parallel.checkpoint.names import to_hf
-from r1parallel.checkpoint.output import plan_full, write_output
-from r1parallel.checkpoint.rows import Rows, words
+from r1parallel.checkpoint.reading.rows import Rows, words
+from r1parallel.checkpoint.tables.names import to_hf
+from r1parallel.checkpoint.writing.copy_engine import create_file
+from r1parallel.checkpoint.writing.output import plan_full, write_output
 from r1parallel.config.model import ModelConfig, load_model_config, write_model_config
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.mesh import Mesh
-from r1parallel.parallel.strategy import write_merged_strategy
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.strategy_files import write_merged_strategy
+from r1parallel.parallel.layout.table import ModelLayout
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 MODEL = ModelConfig(151936, 2048, 11008, 20, 16, 4)  # 4.37 GB in bf16
 LIMIT = 3600  # seconds, of one command
 # VmHWM and not ru_maxrss, which a process inherits from the one that started it.

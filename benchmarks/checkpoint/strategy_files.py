@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # VmHWM and not ru_maxrss, which a process inherits from the one that started it.
 MEASURED = """
 import re, runpy, sys

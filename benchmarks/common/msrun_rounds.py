@@ -13,12 +13,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from machine import hardware, write
-
+from benchmarks.common.machine import hardware, write
 from r1parallel.errors import UserError
-from r1parallel.parallel.msrun import run_workers
+from r1parallel.parallel.launch.msrun import run_workers
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 900  # seconds, of one job; also what a rank waits for the others
 _LINES = 3  # of a failed job's output that the message repeats
 Ranks = list[dict[str, Any]]  # what each rank of a job found

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from commands import Commands
+from benchmarks.common.commands import Commands
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TRL_PACKAGES = (
     "trl==1.16.0",
     "torch==2.13.0",

@@ -18,12 +18,11 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib.metadata import version
 from pathlib import Path
 
-from commands import Commands
-from learning_runs import OURS, OWN, PEERS, ROOT, Bench, perform, settings_of
-from learning_table import table
-from machine import write
-from peer_venv import TRL_PACKAGES, peer_python
-
+from benchmarks.common.commands import Commands
+from benchmarks.common.machine import write
+from benchmarks.common.peer_venv import TRL_PACKAGES, peer_python
+from benchmarks.learning.runs import OURS, OWN, PEERS, ROOT, Bench, perform, settings_of
+from benchmarks.learning.table import table
 from r1parallel.errors import UserError, run_command
 
 LIMIT = 7200  # seconds, of one command

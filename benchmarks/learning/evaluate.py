@@ -9,16 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from machine import write
 
+from benchmarks.common.machine import write
 from r1parallel.checkpoint.load import read_model
 from r1parallel.checkpoint.run_state import load_run_state
 from r1parallel.config.model import load_model_config
 from r1parallel.config.schema import ContextConfig, SamplingConfig
-from r1parallel.data.tokenizer import load_tokenizer
+from r1parallel.data.text.tokenizer import load_tokenizer
 from r1parallel.errors import run_command
 from r1parallel.generation.engine import Completions, RolloutEngine
-from r1parallel.models.fused import choose_operators
+from r1parallel.models.fused.operators import choose_operators
 from r1parallel.models.parameters import load_parameters
 from r1parallel.parallel.device import setup_device
 from r1parallel.rl.evaluate import evaluate

@@ -10,19 +10,18 @@ from threading import Lock
 from typing import Any
 
 import yaml
-from commands import Commands
-from machine import write
 
-from r1parallel.config import load_config
-from r1parallel.config.load import GRPO_SECTIONS
+from benchmarks.common.commands import Commands
+from benchmarks.common.machine import write
+from r1parallel.config.loading.load import GRPO_SECTIONS, load_config
 from r1parallel.config.presets import PRESETS
 from r1parallel.config.schema import RunConfig
 from r1parallel.data.batches import RowOrder
 from r1parallel.data.mindrecord import read_mindrecord
-from r1parallel.data.tokenizer import load_tokenizer
+from r1parallel.data.text.tokenizer import load_tokenizer
 from r1parallel.training.schedule import learning_rate
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "model_configs" / "tiny"
 READING = Lock()  # MindRecord's reader is made for one thread
 EVERY = 2  # steps between checkpoints

@@ -16,8 +16,8 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer
 
-from r1parallel.rewards.accuracy import answer_reward
-from r1parallel.rewards.formats import format_reward
+from r1parallel.rewards.functions.accuracy import answer_reward
+from r1parallel.rewards.functions.formats import format_reward
 
 
 class Rewards:

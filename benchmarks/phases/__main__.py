@@ -19,12 +19,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import phase_floor
-from commands import Commands
-from machine import hardware, said, write
-from phase_floor import Floor, Product, Step
-from speed_bench import GRPO_YAML, ROOT, texts
-from speed_cases import (
+from benchmarks.common.commands import Commands
+from benchmarks.common.machine import hardware, said, write
+from benchmarks.phases import floor as phase_floor
+from benchmarks.phases.floor import Floor, Product, Step
+from benchmarks.speed.bench import GRPO_YAML, ROOT, texts
+from benchmarks.speed.cases import (
     COMPLETION,
     GROUP,
     PROMPT,
@@ -35,7 +35,6 @@ from speed_cases import (
     training_data,
     write_job,
 )
-
 from r1parallel.config.model import ModelConfig, load_model_config
 from r1parallel.errors import UserError, run_command
 

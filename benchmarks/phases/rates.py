@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import write
 from mindspore import Tensor, nn, ops
-from phase_floor import ITEM, Product
-from speed_timing import read_job
 
+from benchmarks.common.machine import write
+from benchmarks.phases.floor import ITEM, Product
+from benchmarks.speed.timing import read_job
 from r1parallel.config.schema import ContextConfig
 from r1parallel.parallel.device import setup_device
 

@@ -12,20 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import speed_ours
-from machine import write
 from mindspore import Tensor
-from phase_operators import profiled
-from speed_timing import Work, read_job
 
+from benchmarks.common.machine import write
+from benchmarks.phases.operators import profiled
+from benchmarks.speed import ours as speed_ours
+from benchmarks.speed.timing import Work, read_job
 from r1parallel.checkpoint.load import open_model
-from r1parallel.config import load_config
-from r1parallel.config.load import GRPO_SECTIONS
+from r1parallel.config.loading.load import GRPO_SECTIONS, load_config
 from r1parallel.config.model import load_model_config
 from r1parallel.config.schema import ContextConfig
 from r1parallel.models.parameters import load_slices
 from r1parallel.parallel.device import setup_device
-from r1parallel.parallel.world import World
+from r1parallel.parallel.launch.world import World
 from r1parallel.rl.models import Reference
 from r1parallel.rl.trainer import row_shape
 

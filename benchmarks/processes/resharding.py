@@ -11,10 +11,9 @@ from math import prod
 from statistics import median
 from typing import Any
 
-from machine import said
-from msrun_rounds import Ranks, over_ranks, parsed_rounds, round_parser, run_ranks, run_rounds
-from speed_table import within
-
+from benchmarks.common.machine import said
+from benchmarks.common.msrun_rounds import Ranks, over_ranks, parsed_rounds, round_parser, run_ranks, run_rounds
+from benchmarks.speed.table import within
 from r1parallel.config.model import ModelConfig
 from r1parallel.errors import run_command
 

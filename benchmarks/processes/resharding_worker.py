@@ -16,12 +16,12 @@ import numpy as np
 
 from r1parallel.config.model import ModelConfig
 from r1parallel.config.schema import ContextConfig
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.mesh import Mesh
-from r1parallel.parallel.reshard import Pair, Transport, overlap, reshard, reshard_plan
-from r1parallel.parallel.tensor_layout import Slices
+from r1parallel.parallel.launch.world import World
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.table import ModelLayout
+from r1parallel.parallel.layout.tensor_layout import Slices
+from r1parallel.parallel.moving.reshard import Pair, Transport, overlap, reshard, reshard_plan
 from r1parallel.parallel.worker import run_worker
-from r1parallel.parallel.world import World
 
 ITEM = 4  # bytes of fp32
 
@@ -65,9 +65,9 @@ def elements(region: Slices) -> int:
 
 
 def measured(case: Mapping[str, Any], job: Mapping[str, Any], world: World) -> dict[str, Any]:
-    from r1parallel.parallel.collectives import barrier
-    from r1parallel.parallel.transport import choose_transport
-    from r1parallel.parallel.verify import verify_reshard
+    from r1parallel.parallel.moving.collectives import barrier
+    from r1parallel.parallel.moving.slice_checksums import verify_reshard
+    from r1parallel.parallel.moving.transport import choose_transport
 
     source, target = layouts(case, job["sizes"])
     random = np.random.default_rng(0)  # copies of a slice are alike on all ranks that hold one

@@ -12,13 +12,13 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
-from socket_bytes import received_bytes
 
+from benchmarks.processes.socket_bytes import received_bytes
 from r1parallel.config.model import ModelConfig
 from r1parallel.config.schema import ActorConfig, ContextConfig, ParallelConfig
 from r1parallel.monitor.memory import peak_resident_bytes
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.mesh import Mesh
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.table import ModelLayout
 from r1parallel.parallel.worker import run_worker
 
 LR = 1e-6
@@ -34,12 +34,12 @@ def main(argv: Sequence[str]) -> None:
     job = json.loads(Path(argv[0]).read_text(encoding="utf-8"))
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, [cores[int(os.environ["RANK_ID"]) % len(cores)]])
-    from r1parallel.models.fused import choose_operators
+    from r1parallel.models.fused.operators import choose_operators
     from r1parallel.models.logps import CompletionLogps
     from r1parallel.models.parameters import load_slices, random_source, unallocated
     from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
-    from r1parallel.parallel.collectives import barrier
     from r1parallel.parallel.device import setup_device
+    from r1parallel.parallel.moving.collectives import barrier
     from r1parallel.training.sft import SFTLoss
     from r1parallel.training.step import TrainStep
 

@@ -21,16 +21,15 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from commands import Commands
-from machine import hardware, write
-from peer_venv import TRL_PACKAGES, peer_python
-from speed_answers import COMPLETIONS
-from speed_bench import ROOT, Bench
-from speed_cases import COMPLETION, GROUP, PROMPT, PROMPTS, SPREAD_LONGEST, SPREAD_PROMPTS
-from speed_rounds import SUBJECTS
-from speed_steps import STEP_WARM_UP
-from speed_table import table
-
+from benchmarks.common.commands import Commands
+from benchmarks.common.machine import hardware, write
+from benchmarks.common.peer_venv import TRL_PACKAGES, peer_python
+from benchmarks.speed.answers import COMPLETIONS
+from benchmarks.speed.bench import ROOT, Bench
+from benchmarks.speed.cases import COMPLETION, GROUP, PROMPT, PROMPTS, SPREAD_LONGEST, SPREAD_PROMPTS
+from benchmarks.speed.rounds import SUBJECTS
+from benchmarks.speed.steps import STEP_WARM_UP
+from benchmarks.speed.table import table
 from r1parallel.errors import UserError, run_command
 
 LIMIT = 3600  # seconds, of one command

@@ -3,7 +3,7 @@
 import random
 from pathlib import Path
 
-from r1parallel.data.sources import Source
+from r1parallel.data.text.sources import Source
 
 COMPLETIONS = 256  # of a batch
 _WORKING = "We set up the equation, simplify both sides and collect the terms step by step. "

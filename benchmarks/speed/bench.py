@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from commands import Commands
-from speed_cases import write_job
+from benchmarks.common.commands import Commands
+from benchmarks.speed.cases import write_job
+from r1parallel.config.loading.load import GRPO_SECTIONS, load_config
+from r1parallel.config.schema import RunConfig
 
-from r1parallel.config import RunConfig, load_config
-from r1parallel.config.load import GRPO_SECTIONS
-
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 GRPO_YAML = ROOT / "model_configs" / "smollm2_135m" / "grpo.yaml"
 Found = dict[str, Any]  # what a process found, see `speed_timing.write_found`
 Round = dict[str, dict[str, Found]]  # case → "ours" and, where there is one, "peer"

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from r1parallel.config.model import load_model_config
-from r1parallel.data.sources import Source
 from r1parallel.data.templates import render
-from r1parallel.data.tokenizer import load_tokenizer
+from r1parallel.data.text.sources import Source
+from r1parallel.data.text.tokenizer import load_tokenizer
 from r1parallel.errors import UserError
 
 PROMPT, COMPLETION = 50, 64  # tokens

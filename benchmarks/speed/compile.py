@@ -10,16 +10,14 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from speed_timing import read_job, timed
-
-from r1parallel.config import load_config
-from r1parallel.config.load import GRPO_SECTIONS
+from benchmarks.speed.timing import read_job, timed
+from r1parallel.config.loading.load import GRPO_SECTIONS, load_config
 from r1parallel.config.model import load_model_config
 from r1parallel.config.schema import ContextConfig
 from r1parallel.parallel.device import setup_device
-from r1parallel.parallel.world import World
+from r1parallel.parallel.launch.world import World
+from r1parallel.rl.experience.rows import RowShape
 from r1parallel.rl.models import Actor
-from r1parallel.rl.rows import RowShape
 
 
 def main() -> None:

@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from speed_timing import Work, read_job, timed
-
+from benchmarks.speed.timing import Work, read_job, timed
 from r1parallel.data.mindrecord import read_mindrecord
 from r1parallel.data.preprocess import preprocess
 

@@ -9,8 +9,9 @@ import sys
 from typing import Any
 
 from datasets import Dataset, load_dataset
-from speed_timing import Work, read_job, timed
 from transformers import PreTrainedTokenizerFast
+
+from benchmarks.speed.timing import Work, read_job, timed
 
 BATCH = 64
 

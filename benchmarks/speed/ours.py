@@ -8,23 +8,22 @@ import sys
 from typing import Any
 
 import numpy as np
-from speed_timing import Work, counted, read_job, timed
 
+from benchmarks.speed.timing import Work, counted, read_job, timed
 from r1parallel.checkpoint.load import open_model, read_model
-from r1parallel.config import RunConfig, load_config
-from r1parallel.config.load import GRPO_SECTIONS
+from r1parallel.config.loading.load import GRPO_SECTIONS, load_config
 from r1parallel.config.model import load_model_config
-from r1parallel.config.schema import ContextConfig, SamplingConfig
+from r1parallel.config.schema import ContextConfig, RunConfig, SamplingConfig
 from r1parallel.data.mindrecord import Rows
 from r1parallel.generation.engine import Completions, RolloutEngine
-from r1parallel.models.fused import choose_operators
+from r1parallel.models.fused.operators import choose_operators
 from r1parallel.models.parameters import load_parameters, load_slices
 from r1parallel.parallel.device import setup_device
-from r1parallel.parallel.world import World
+from r1parallel.parallel.launch.world import World
 from r1parallel.rewards import Scores
-from r1parallel.rl.experience import Experience, collect
-from r1parallel.rl.losses import token_values
+from r1parallel.rl.experience.experience import Experience, collect
 from r1parallel.rl.models import Actor
+from r1parallel.rl.objective.losses import token_values
 from r1parallel.rl.trainer import row_shape
 from r1parallel.rl.update import Batch, token_inputs
 

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from speed_answers import answer_batches
-from speed_bench import GRPO_YAML, Bench, Found, Round, texts
-from speed_cases import COMPLETION, PROMPT, TRAINING_FLAGS
-
+from benchmarks.speed.answers import answer_batches
+from benchmarks.speed.bench import GRPO_YAML, Bench, Found, Round, texts
+from benchmarks.speed.cases import COMPLETION, PROMPT, TRAINING_FLAGS
 from r1parallel.errors import UserError
 
 LAYERS = (10, 30)

@@ -2,11 +2,10 @@
 
 import shutil
 
-from speed_bench import GRPO_YAML, Bench, Found, Round, step_config, texts
-from speed_cases import ROLLOUT_CASES, TRAINING_CASES, TRAINING_FLAGS, rollout_data, training_data
-from speed_parts import compilation, data, reward
-from speed_steps import STEP_WARM_UP, our_run, trl_run
-
+from benchmarks.speed.bench import GRPO_YAML, Bench, Found, Round, step_config, texts
+from benchmarks.speed.cases import ROLLOUT_CASES, TRAINING_CASES, TRAINING_FLAGS, rollout_data, training_data
+from benchmarks.speed.parts import compilation, data, reward
+from benchmarks.speed.steps import STEP_WARM_UP, our_run, trl_run
 from r1parallel.errors import UserError
 
 LOSS_TOLERANCE, NORM_TOLERANCE = 1e-4, 1e-3  # nats; relative

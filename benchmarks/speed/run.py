@@ -11,8 +11,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from speed_timing import seconds_since_start
-
+from benchmarks.speed.timing import seconds_since_start
 from r1parallel.monitor.memory import peak_resident_bytes
 
 if __name__ == "__main__":

@@ -7,8 +7,7 @@ The pool starts in the first iteration and stays; its processes' memory is not i
 import sys
 from typing import Any
 
-from speed_timing import read_job, timed
-
+from benchmarks.speed.timing import read_job, timed
 from r1parallel.config.schema import RewardConfig
 from r1parallel.rewards import score
 

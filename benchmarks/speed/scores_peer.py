@@ -6,8 +6,9 @@ The job is as in speed_scores.py, without reward.
 import sys
 from typing import Any
 
-from speed_timing import read_job, timed
 from trl.rewards import accuracy_reward
+
+from benchmarks.speed.timing import read_job, timed
 
 
 def main() -> None:

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from speed_bench import GRPO_YAML, ROOT, Bench, Found, step_config
-from speed_cases import COMPLETION, GROUP, NEVER_DRAWN, PROMPT, ROWS, STEP_FLAGS, step_problems
-
-from r1parallel.data.tokenizer import load_tokenizer
+from benchmarks.speed.bench import GRPO_YAML, ROOT, Bench, Found, step_config
+from benchmarks.speed.cases import COMPLETION, GROUP, NEVER_DRAWN, PROMPT, ROWS, STEP_FLAGS, step_problems
+from r1parallel.data.text.tokenizer import load_tokenizer
 from r1parallel.errors import UserError
 
 STEP_WARM_UP = 2  # steps of a run that are not counted

@@ -8,8 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from machine import write
-
+from benchmarks.common.machine import write
 from r1parallel.monitor.memory import peak_resident_bytes
 
 Work = Callable[[int], dict[str, Any]]  # number of the iteration, from 0 → what is kept of it beside its seconds

@@ -7,9 +7,10 @@ import sys
 from typing import Any
 
 import torch
-from speed_timing import Work, counted, read_job, timed
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from trl.trainer.utils import selective_log_softmax
+
+from benchmarks.speed.timing import Work, counted, read_job, timed
 
 
 def main() -> None:

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from speed_reward import share_of_spaces
-from speed_timing import read_job, seconds_since_start, write_found
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
+
+from benchmarks.speed.reward import share_of_spaces
+from benchmarks.speed.timing import read_job, seconds_since_start, write_found
 
 
 class StepClock(TrainerCallback):

@@ -5,13 +5,13 @@ import re
 from pathlib import Path
 
 from r1parallel.checkpoint.convert import Target
-from r1parallel.checkpoint.dtypes import WEIGHT_DTYPES
-from r1parallel.checkpoint.names import FAMILIES
-from r1parallel.checkpoint.output import MAX_SHARD_SIZE
-from r1parallel.checkpoint.tensor_file import FORMATS
+from r1parallel.checkpoint.formats.dtypes import WEIGHT_DTYPES
+from r1parallel.checkpoint.formats.tensor_file import FORMATS
+from r1parallel.checkpoint.tables.names import FAMILIES
+from r1parallel.checkpoint.writing.output import MAX_SHARD_SIZE
 from r1parallel.errors import UserError
-from r1parallel.parallel.strategy import read_strategy
-from r1parallel.parallel.tensor_layout import Layout
+from r1parallel.parallel.layout.strategy_files import read_strategy
+from r1parallel.parallel.layout.tensor_layout import Layout
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 

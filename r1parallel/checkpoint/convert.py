@@ -4,21 +4,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from r1parallel.checkpoint.dtypes import WEIGHT_DTYPES
-from r1parallel.checkpoint.folders import check_apart, check_space, new_folder
-from r1parallel.checkpoint.match import match_model
-from r1parallel.checkpoint.names import concatenated_tensors, group_rows, translate
-from r1parallel.checkpoint.output import MAX_SHARD_SIZE, Output, plan_full, plan_ranks, write_output
-from r1parallel.checkpoint.placement import check_all_placed
-from r1parallel.checkpoint.replace import check_replaceable, is_file_name, replaced_checkpoint
-from r1parallel.checkpoint.rows import InterleavedRows, Rows, cast_rows
-from r1parallel.checkpoint.side_files import copy_side_files, read_config, write_config
-from r1parallel.checkpoint.source import STRATEGY_FILE, Source, open_source
-from r1parallel.checkpoint.workers import default_workers
+from r1parallel.checkpoint.formats.dtypes import WEIGHT_DTYPES
+from r1parallel.checkpoint.formats.side_files import copy_side_files, read_config, write_config
+from r1parallel.checkpoint.reading.match import match_model
+from r1parallel.checkpoint.reading.rows import InterleavedRows, Rows, cast_rows
+from r1parallel.checkpoint.reading.source import STRATEGY_FILE, Source, open_source
+from r1parallel.checkpoint.tables.names import concatenated_tensors, group_rows, translate
+from r1parallel.checkpoint.tables.placement import check_all_placed
+from r1parallel.checkpoint.writing.folders import check_apart, check_space, new_folder
+from r1parallel.checkpoint.writing.output import MAX_SHARD_SIZE, Output, plan_full, plan_ranks, write_output
+from r1parallel.checkpoint.writing.replace import check_replaceable, is_file_name, replaced_checkpoint
+from r1parallel.checkpoint.writing.workers import default_workers
 from r1parallel.config.model import ModelConfig, load_model_config
 from r1parallel.errors import UserError
-from r1parallel.parallel.strategy import write_merged_strategy
-from r1parallel.parallel.tensor_layout import Layout
+from r1parallel.parallel.layout.strategy_files import write_merged_strategy
+from r1parallel.parallel.layout.tensor_layout import Layout
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,18 @@ import os
 import shutil
 from pathlib import Path
 
-from r1parallel.checkpoint.folders import flush
-from r1parallel.checkpoint.output import plan_full, write_output
-from r1parallel.checkpoint.replace import replaced_checkpoint
-from r1parallel.checkpoint.shards import Shards
-from r1parallel.checkpoint.side_files import CONFIG_FILE, copy_side_files
-from r1parallel.checkpoint.source import STRATEGY_FILE, open_sliced
-from r1parallel.checkpoint.tensor_writer import write_tensor_file
-from r1parallel.checkpoint.workers import default_workers
+from r1parallel.checkpoint.formats.side_files import CONFIG_FILE, copy_side_files
+from r1parallel.checkpoint.reading.source import STRATEGY_FILE, open_sliced
+from r1parallel.checkpoint.writing.folders import flush
+from r1parallel.checkpoint.writing.output import plan_full, write_output
+from r1parallel.checkpoint.writing.replace import replaced_checkpoint
+from r1parallel.checkpoint.writing.shards import Shards
+from r1parallel.checkpoint.writing.tensor_writer import write_tensor_file
+from r1parallel.checkpoint.writing.workers import default_workers
 from r1parallel.config.model import ModelConfig, write_model_config
-from r1parallel.parallel.collectives import barrier
-from r1parallel.parallel.strategy import write_merged_strategy
-from r1parallel.parallel.world import World
+from r1parallel.parallel.launch.world import World
+from r1parallel.parallel.layout.strategy_files import write_merged_strategy
+from r1parallel.parallel.moving.collectives import barrier
 
 _METADATA = {"format": "ms"}
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from r1parallel.checkpoint.match import match_model
-from r1parallel.checkpoint.rows import Rows, cast_rows
-from r1parallel.checkpoint.source import open_source
-from r1parallel.checkpoint.windows import read_rows
+from r1parallel.checkpoint.reading.match import match_model
+from r1parallel.checkpoint.reading.rows import Rows, cast_rows
+from r1parallel.checkpoint.reading.source import open_source
+from r1parallel.checkpoint.reading.windows import read_rows
 from r1parallel.config.model import ModelConfig, load_model_config
-from r1parallel.parallel.tensor_layout import Slices
+from r1parallel.parallel.layout.tensor_layout import Slices
 
 
 class ModelSource:

@@ -13,15 +13,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from r1parallel.checkpoint.folders import flush
-from r1parallel.checkpoint.manifest import SUFFIX
-from r1parallel.checkpoint.shards import Shards
-from r1parallel.checkpoint.source import Source, open_sliced
-from r1parallel.checkpoint.tensor_writer import write_tensor_file
+from r1parallel.checkpoint.formats.manifest import SUFFIX
+from r1parallel.checkpoint.reading.source import Source, open_sliced
+from r1parallel.checkpoint.writing.folders import flush
+from r1parallel.checkpoint.writing.shards import Shards
+from r1parallel.checkpoint.writing.tensor_writer import write_tensor_file
 from r1parallel.errors import UserError
-from r1parallel.parallel.collectives import barrier
-from r1parallel.parallel.strategy import read_strategy, write_merged_strategy
-from r1parallel.parallel.world import World
+from r1parallel.parallel.launch.world import World
+from r1parallel.parallel.layout.strategy_files import read_strategy, write_merged_strategy
+from r1parallel.parallel.moving.collectives import barrier
 
 _STATE_FILE = "state.json"
 _STEP = re.compile(r"step_(\d+)")

@@ -4,7 +4,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from r1parallel.checkpoint.folders import (
+from r1parallel.checkpoint.formats.side_files import copy_side_files
+from r1parallel.checkpoint.formats.tensor_file import rank_folders
+from r1parallel.checkpoint.reading.source import STRATEGY_FILE, Source, open_source
+from r1parallel.checkpoint.tables.placement import check_all_placed
+from r1parallel.checkpoint.writing.folders import (
     check_apart,
     check_new,
     check_space,
@@ -13,15 +17,11 @@ from r1parallel.checkpoint.folders import (
     refuse_link,
     temporary_folder,
 )
-from r1parallel.checkpoint.output import MAX_SHARD_SIZE, Output, plan_full, plan_ranks, write_output
-from r1parallel.checkpoint.placement import check_all_placed
-from r1parallel.checkpoint.side_files import copy_side_files
-from r1parallel.checkpoint.source import STRATEGY_FILE, Source, open_source
-from r1parallel.checkpoint.tensor_file import rank_folders
-from r1parallel.checkpoint.workers import default_workers
+from r1parallel.checkpoint.writing.output import MAX_SHARD_SIZE, Output, plan_full, plan_ranks, write_output
+from r1parallel.checkpoint.writing.workers import default_workers
 from r1parallel.errors import UserError
-from r1parallel.parallel.strategy import read_strategy, write_merged_strategy
-from r1parallel.parallel.tensor_layout import Layout
+from r1parallel.parallel.layout.strategy_files import read_strategy, write_merged_strategy
+from r1parallel.parallel.layout.tensor_layout import Layout
 
 _METADATA = {"format": "ms"}
 

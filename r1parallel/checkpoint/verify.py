@@ -6,16 +6,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 from tqdm import tqdm
 
-from r1parallel.checkpoint.copy_engine import Progress
-from r1parallel.checkpoint.dtypes import CONFIG_DTYPES, DTYPES, WEIGHT_DTYPES
-from r1parallel.checkpoint.findings import LISTED, Finding, Report
-from r1parallel.checkpoint.hashing import byte_count, hash_rows, work_through
-from r1parallel.checkpoint.pairing import Pair, Pairing, known_family, pair_up
-from r1parallel.checkpoint.rows import Rows, cast_rows, size_of, whole, words
-from r1parallel.checkpoint.source import Source
-from r1parallel.checkpoint.streams import Streams
-from r1parallel.checkpoint.windows import windows
-from r1parallel.checkpoint.workers import default_workers
+from r1parallel.checkpoint.comparing.findings import LISTED, Finding, Report
+from r1parallel.checkpoint.comparing.hashing import byte_count, hash_rows, work_through
+from r1parallel.checkpoint.comparing.pairing import Pair, Pairing, known_family, pair_up
+from r1parallel.checkpoint.formats.dtypes import CONFIG_DTYPES, DTYPES, WEIGHT_DTYPES
+from r1parallel.checkpoint.reading.rows import Rows, cast_rows, size_of, whole, words
+from r1parallel.checkpoint.reading.source import Source
+from r1parallel.checkpoint.reading.streams import Streams
+from r1parallel.checkpoint.reading.windows import windows
+from r1parallel.checkpoint.writing.copy_engine import Progress
+from r1parallel.checkpoint.writing.workers import default_workers
 from r1parallel.errors import UserError
 
 

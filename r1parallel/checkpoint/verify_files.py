@@ -6,19 +6,19 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from r1parallel.checkpoint.copy_engine import Progress
-from r1parallel.checkpoint.findings import Finding, Report
-from r1parallel.checkpoint.folders import explained
-from r1parallel.checkpoint.hashing import byte_count, hash_rows, work_through
-from r1parallel.checkpoint.manifest import SUFFIX, manifest_path, write_manifest
-from r1parallel.checkpoint.rows import StoredRows
+from r1parallel.checkpoint.comparing.findings import Finding, Report
+from r1parallel.checkpoint.comparing.hashing import byte_count, hash_rows, work_through
+from r1parallel.checkpoint.formats.manifest import SUFFIX, manifest_path, write_manifest
+from r1parallel.checkpoint.formats.tensor_entry import TensorEntry
+from r1parallel.checkpoint.formats.tensor_file import FORMATS, INDEX_FILE, rank_folders
+from r1parallel.checkpoint.reading.rows import StoredRows
+from r1parallel.checkpoint.reading.source import STRATEGY_FILE, Source, open_source
 from r1parallel.checkpoint.run_state import load_run_state
-from r1parallel.checkpoint.source import STRATEGY_FILE, Source, open_source
-from r1parallel.checkpoint.tensor_entry import TensorEntry
-from r1parallel.checkpoint.tensor_file import FORMATS, INDEX_FILE, rank_folders
-from r1parallel.checkpoint.workers import default_workers
+from r1parallel.checkpoint.writing.copy_engine import Progress
+from r1parallel.checkpoint.writing.folders import explained
+from r1parallel.checkpoint.writing.workers import default_workers
 from r1parallel.errors import UserError
-from r1parallel.parallel.tensor_layout import Layout
+from r1parallel.parallel.layout.tensor_layout import Layout
 
 
 def weights_files(path: Path) -> list[Path]:

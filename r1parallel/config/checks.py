@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from operator import attrgetter
 from pathlib import Path
 
-from r1parallel.config.layouts import check_layouts
+from r1parallel.config.layout_checks import check_layouts
 from r1parallel.config.limits import check_limits, values_of
 from r1parallel.config.schema import RunConfig
 from r1parallel.errors import UserError

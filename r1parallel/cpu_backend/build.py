@@ -42,22 +42,25 @@ class Kernels:
         return f"r1parallel_register_{self.name}"
 
 
-def _source(*names: str) -> tuple[Path, ...]:
-    return tuple(Path(__file__).with_name(name) for name in names)
+_KERNELS = Path(__file__).with_name("kernels")
+
+
+def _sources(first: str, *folders: str) -> tuple[Path, ...]:
+    """A library's first source, then all headers of `folders`."""
+    headers = (path for folder in folders for path in sorted((_KERNELS / folder).glob("*.h")))
+    return (_KERNELS / first, *headers)
 
 
 COLLECTIVES = Kernels(
     "collectives",
-    _source("collectives.cc", "group.h"),
+    _sources("collectives/collectives.cc", "collectives"),
     ("-O2",),
     f"{_NO_COMPILER}tensor and data parallel run; sequence, optimizer and pipeline parallel, reductions other than a "
     "sum, AllGather and Broadcast in a part of the ranks, AlltoAll and bfloat16 do not.",
 )
 FUSED = Kernels(
     "fused",
-    _source("fused.cc", "fused.h", "replacement.h", "matmul.h", "scatter.h", "flash.h", "attention.h", "elementwise.h")
-    + _source("block.h", "block_gradient.h", "chunk_block.h", "token_block.h", "products.h", "sgemm.h")
-    + _source("gradients.h", "softmax.h", "runs.h", "scratch.h", "vectors.h"),
+    _sources("fused.cc", ".", "blocks", "common"),
     ("-O3", "-march=native", "-fno-math-errno"),  # a root that might set errno is not made of vectors
     f"{_NO_COMPILER}models are made of plain operators, which take longer and several times the memory.",
 )
@@ -155,7 +158,7 @@ def _compile(wheel: Wheel, kernels: Kernels, target: Path) -> None:
 
 
 def _command(wheel: Wheel, kernels: Kernels, made: Path) -> list[str]:
-    headers = [f"-I{wheel.folder / folder}" for folder in _HEADERS] + [f"-I{sysconfig.get_path('include')}"]
+    folders = [_KERNELS, *(wheel.folder / folder for folder in _HEADERS), sysconfig.get_path("include")]
     libraries = [f"-l:{name}" for name in _LIBRARIES]
-    flags = [*_FLAGS, *kernels.flags, *headers]
+    flags = [*_FLAGS, *kernels.flags, *(f"-I{folder}" for folder in folders)]
     return [COMPILER, *flags, str(kernels.sources[0]), "-o", str(made), f"-L{wheel.folder / 'lib'}", *libraries]

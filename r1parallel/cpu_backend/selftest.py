@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from r1parallel.errors import UserError, run_command
-from r1parallel.parallel.msrun import TIMED_OUT, run_workers
+from r1parallel.parallel.launch.msrun import TIMED_OUT, run_workers
 
 # msrun's own start takes 16 s with two workers on two cores; compiling the kernels takes about as long.
 TIME_LIMIT_S = 300

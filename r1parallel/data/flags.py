@@ -2,8 +2,8 @@
 
 import argparse
 
-from r1parallel.data.sources import DATASET_TYPES
 from r1parallel.data.templates import PROMPT_TYPES
+from r1parallel.data.text.sources import DATASET_TYPES
 
 MAX_PROMPT_LENGTH, SEQ_LENGTH = 2048, 4096
 

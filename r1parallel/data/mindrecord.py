@@ -15,9 +15,9 @@ from mindspore.mindrecord import FileReader, FileWriter
 from mindspore.mindrecord.common.exceptions import MindRecordException
 from tqdm import tqdm
 
-from r1parallel.data.sources import Example
 from r1parallel.data.templates import render
-from r1parallel.data.tokenizer import Tokenizer
+from r1parallel.data.text.sources import Example
+from r1parallel.data.text.tokenizer import Tokenizer
 from r1parallel.errors import UserError
 
 _ROWS_PER_WRITE = 512

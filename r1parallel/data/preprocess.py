@@ -7,10 +7,10 @@ from pathlib import Path
 
 from r1parallel.data.flags import MAX_PROMPT_LENGTH, SEQ_LENGTH
 from r1parallel.data.mindrecord import Counts, write_mindrecord
-from r1parallel.data.mindspeed_rows import MindSpeedRows
-from r1parallel.data.mindspeed_yaml import LEARN_ANSWERS, DatasetYaml, read_dataset_yaml
-from r1parallel.data.sources import Source
-from r1parallel.data.tokenizer import load_tokenizer
+from r1parallel.data.mindspeed.rows import MindSpeedRows
+from r1parallel.data.mindspeed.yaml_file import LEARN_ANSWERS, DatasetYaml, read_dataset_yaml
+from r1parallel.data.text.sources import Source
+from r1parallel.data.text.tokenizer import load_tokenizer
 
 
 def preprocess(

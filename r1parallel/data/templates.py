@@ -7,8 +7,8 @@ from typing import NoReturn
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from r1parallel.data.mindspeed_templates import BUILT_IN_TEMPLATES, load_mindspeed_template
-from r1parallel.data.tokenizer import Tokenizer
+from r1parallel.data.mindspeed.templates import BUILT_IN_TEMPLATES, load_mindspeed_template
+from r1parallel.data.text.tokenizer import Tokenizer
 from r1parallel.errors import UserError
 
 _QWEN_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."

@@ -7,10 +7,10 @@ from pathlib import Path
 from r1parallel.checkpoint.load import config_beside, read_model
 from r1parallel.config.model import ModelConfig, load_model_config
 from r1parallel.config.schema import RunConfig, SamplingConfig
-from r1parallel.data.tokenizer import Tokenizer, check_tokenizer, load_tokenizer
+from r1parallel.data.text.tokenizer import Tokenizer, check_tokenizer, load_tokenizer
 from r1parallel.errors import UserError
 from r1parallel.generation.engine import Completions, RolloutEngine
-from r1parallel.models.fused import choose_operators
+from r1parallel.models.fused.operators import choose_operators
 from r1parallel.models.parameters import load_parameters
 from r1parallel.parallel.device import setup_device
 

@@ -7,21 +7,21 @@ from pathlib import Path
 import numpy as np
 from mindspore import Tensor
 
-from r1parallel.checkpoint.dtypes import WEIGHT_DTYPES
+from r1parallel.checkpoint.comparing.pairing import beside_config
+from r1parallel.checkpoint.formats.dtypes import WEIGHT_DTYPES
 from r1parallel.checkpoint.load import ModelSource
-from r1parallel.checkpoint.match import match_model
-from r1parallel.checkpoint.pairing import beside_config
-from r1parallel.checkpoint.rows import cast_rows
-from r1parallel.checkpoint.source import Source
+from r1parallel.checkpoint.reading.match import match_model
+from r1parallel.checkpoint.reading.rows import cast_rows
+from r1parallel.checkpoint.reading.source import Source
 from r1parallel.config.model import ModelConfig
 from r1parallel.config.schema import ContextConfig
-from r1parallel.data.tokenizer import check_tokenizer, load_tokenizer
+from r1parallel.data.text.tokenizer import check_tokenizer, load_tokenizer
 from r1parallel.errors import UserError
 from r1parallel.models.parameters import load_slices
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
 from r1parallel.parallel.device import setup_device
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.mesh import Mesh
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.table import ModelLayout
 
 LARGEST_DIFFERENCE = 1e-4  # of two logits, when the weights are the same
 _PROMPT = "12+3="

@@ -12,20 +12,20 @@ from tqdm import tqdm
 from r1parallel.config.model import ModelConfig
 from r1parallel.config.schema import SamplingConfig
 from r1parallel.errors import UserError
-from r1parallel.generation.noise import uniforms
+from r1parallel.generation.philox import uniforms
 from r1parallel.generation.programs import FillCache, NextTokens, split_cache
 from r1parallel.generation.sampling import Sampler
-from r1parallel.generation.seats import Seats
-from r1parallel.models.cached import prompt_model, token_model
-from r1parallel.models.cached_block import WholeChunkBlock
-from r1parallel.models.fused import PLAIN, Operators
+from r1parallel.generation.scheduler import Seats
+from r1parallel.models.decoding.chunk_block import WholeChunkBlock
+from r1parallel.models.decoding.model import prompt_model, token_model
+from r1parallel.models.fused.operators import PLAIN, Operators
 from r1parallel.models.parameters import share_parameters, unallocated
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
 from r1parallel.parallel.compiling import compiling
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.mesh import Mesh
+from r1parallel.parallel.launch.world import DryWorld, World
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.table import ModelLayout
 from r1parallel.parallel.program import on_mesh
-from r1parallel.parallel.world import DryWorld, World
 
 _ONE_RANK, _ALONE = Mesh(), World()
 _CHUNK = 32  # tokens of a prompt at most that are computed together

@@ -4,10 +4,10 @@ import argparse
 
 from r1parallel.config.checks import check_compute_dtype
 from r1parallel.config.limits import LARGEST_SEED, check_limits
-from r1parallel.config.load import PREDICT_SECTIONS, load_config
+from r1parallel.config.loading.load import PREDICT_SECTIONS, load_config
 from r1parallel.config.schema import RunConfig
-from r1parallel.data.sources import DATASET_TYPES
 from r1parallel.data.templates import PROMPT_TYPES
+from r1parallel.data.text.sources import DATASET_TYPES
 from r1parallel.errors import UserError
 from r1parallel.rewards import check_reward_names
 

@@ -8,7 +8,7 @@ from mindspore.parallel import Layout
 
 from r1parallel.generation.sampling import Sampler
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
-from r1parallel.parallel.mesh import Mesh
+from r1parallel.parallel.layout.mesh import Mesh
 
 
 def _hand_down_once(program: nn.Cell, name: str) -> None:

@@ -15,12 +15,12 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from r1parallel.checkpoint.load import ArraySource
-from r1parallel.checkpoint.shards import parameter_of, region_of
+from r1parallel.checkpoint.writing.shards import parameter_of, region_of
 from r1parallel.config.model import ModelConfig
 from r1parallel.errors import UserError
-from r1parallel.models.layers import Linear
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.tensor_layout import Slices
+from r1parallel.models.layers.layers import Linear
+from r1parallel.parallel.layout.table import ModelLayout
+from r1parallel.parallel.layout.tensor_layout import Slices
 
 
 class TensorSource(Protocol):

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from mindspore import Tensor, lazy_inline, nn, ops
 
 from r1parallel.config.model import ModelConfig
-from r1parallel.models.attention import Attention
-from r1parallel.models.fused import PLAIN, Operators
-from r1parallel.models.layers import FeedForward
-from r1parallel.models.whole_block import weights
+from r1parallel.models.fused.operators import PLAIN, Operators
+from r1parallel.models.fused.whole_block import weights
+from r1parallel.models.layers.attention import Attention
+from r1parallel.models.layers.layers import FeedForward
 
 
 class Block(nn.Cell):

@@ -7,7 +7,7 @@ from mindspore import Tensor
 from mindspore.parallel.auto_parallel import AutoParallel
 
 from r1parallel.errors import UserError
-from r1parallel.parallel.strategy import read_rank_strategy
+from r1parallel.parallel.layout.strategy_files import read_rank_strategy
 
 # How MindSpore begins when the device has no kernel for an operator, or not for its types.
 _NO_KERNEL = "Kernel select failed"

@@ -5,8 +5,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from r1parallel.parallel.waiting import waiting
-from r1parallel.parallel.world import DryWorld, World
+from r1parallel.parallel.launch.waiting import waiting
+from r1parallel.parallel.launch.world import DryWorld, World
 
 
 @contextmanager

@@ -6,9 +6,9 @@ import mindspore as ms
 
 from r1parallel.config.schema import ContextConfig
 from r1parallel.errors import UserError
-from r1parallel.parallel.notes import job_notes
-from r1parallel.parallel.waiting import waiting, watch
-from r1parallel.parallel.world import World, is_worker, launched_world_size
+from r1parallel.parallel.launch.rank_status import job_notes
+from r1parallel.parallel.launch.waiting import waiting, watch
+from r1parallel.parallel.launch.world import World, is_worker, launched_world_size
 
 DEVICE_TARGETS = ("CPU", "Ascend")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TextIO
 
 from r1parallel.config.schema import ContextConfig
-from r1parallel.parallel.world import World
+from r1parallel.parallel.launch.world import World
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _KEPT = 4  # folders; the oldest go first

@@ -8,8 +8,8 @@ from mindspore.ops import Primitive
 from mindspore.parallel.nn import MicroBatchInterleaved, Pipeline
 
 from r1parallel.config.schema import RecomputeConfig
-from r1parallel.parallel.mesh import Mesh
-from r1parallel.parallel.operators import DP, REPLICATED, ROWS, TP, Strategy, outputs, strategies
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.operators import DP, REPLICATED, ROWS, TP, Strategy, outputs, strategies
 
 # Cell → operators whose results selective recomputation throws away: large, and cheap to make again. The fused
 # attention keeps no such results.

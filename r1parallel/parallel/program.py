@@ -4,10 +4,10 @@ from mindspore import nn
 from mindspore.parallel.auto_parallel import AutoParallel
 
 from r1parallel.config.schema import RecomputeConfig
-from r1parallel.parallel.dry_program import DryProgram
-from r1parallel.parallel.layout import ModelLayout
+from r1parallel.parallel.compile_only import DryProgram
+from r1parallel.parallel.launch.world import DryWorld, World
+from r1parallel.parallel.layout.table import ModelLayout
 from r1parallel.parallel.parallelize import parallelize
-from r1parallel.parallel.world import DryWorld, World
 
 
 def on_mesh(

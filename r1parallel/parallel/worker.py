@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from r1parallel.errors import UserError, run_command
-from r1parallel.parallel.failures import SETTLE_S, Failures
 from r1parallel.parallel.graph_cache import begin_single_run
-from r1parallel.parallel.msrun import die_with_parent
-from r1parallel.parallel.notes import FOLDER, job_notes, new_note
-from r1parallel.parallel.world import is_scheduler, is_worker, launched_world_size
+from r1parallel.parallel.launch.failures import SETTLE_S, Failures
+from r1parallel.parallel.launch.msrun import die_with_parent
+from r1parallel.parallel.launch.rank_status import FOLDER, job_notes, new_note
+from r1parallel.parallel.launch.world import is_scheduler, is_worker, launched_world_size
 
 _SIGN_OFF_S = 5  # for ranks of other nodes, which the scheduler cannot see end
 # How long MCCL's receives wait. It cannot be told apart from a rank that compiles, so `waiting` has the real limit.
@@ -113,8 +113,8 @@ def _leave_together() -> None:
     """Wait for the other ranks, if this one has joined them."""
     if "mindspore" not in sys.modules:
         return
-    from r1parallel.parallel.collectives import barrier
     from r1parallel.parallel.device import joined_world
+    from r1parallel.parallel.moving.collectives import barrier
 
     barrier(joined_world(), "the end of the job")
 

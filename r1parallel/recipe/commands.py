@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from r1parallel.errors import UserError
-from r1parallel.parallel.msrun import die_with_parent
+from r1parallel.parallel.launch.msrun import die_with_parent
 
 _LOOK_S = 0.2  # between two looks for a signal
 

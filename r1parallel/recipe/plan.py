@@ -7,9 +7,9 @@ from typing import Any
 from r1parallel.checkpoint.command_line import add_convert_flags, add_output_flags, convert_target
 from r1parallel.checkpoint.load import open_model
 from r1parallel.data.flags import SEQ_LENGTH, add_preprocess_flags, add_problem_flags
-from r1parallel.data.sources import Source
 from r1parallel.data.templates import PROMPT_TYPES, render
-from r1parallel.data.tokenizer import Tokenizer, check_tokenizer, load_tokenizer
+from r1parallel.data.text.sources import Source
+from r1parallel.data.text.tokenizer import Tokenizer, check_tokenizer, load_tokenizer
 from r1parallel.errors import UserError
 from r1parallel.generation.flags import add_evaluate_flags, read_evaluate_flags
 from r1parallel.recipe.flags import ToolFlags

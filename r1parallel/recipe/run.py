@@ -5,7 +5,7 @@ from pathlib import Path
 
 from r1parallel.atomic import replacing
 from r1parallel.errors import UserError
-from r1parallel.monitor.report import write_report
+from r1parallel.monitor.report.report import write_report
 from r1parallel.recipe.commands import Stages
 from r1parallel.recipe.markers import FOLDER, Markers
 from r1parallel.recipe.plan import plan_recipe

@@ -7,8 +7,8 @@ from typing import Any
 import yaml
 
 from r1parallel.config.keys import nearest
+from r1parallel.config.loading.yaml_file import YamlFile
 from r1parallel.config.values import from_yaml, kind_name
-from r1parallel.config.yaml_file import YamlFile
 from r1parallel.errors import UserError
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from r1parallel.config.checks import check_config, check_paths
-from r1parallel.config.command_line import parse_command_line
-from r1parallel.config.load import GRPO_SECTIONS, SFT_SECTIONS
+from r1parallel.config.loading.command_line import parse_command_line
+from r1parallel.config.loading.load import GRPO_SECTIONS, SFT_SECTIONS
 from r1parallel.config.model import ModelConfig, load_model_config
 from r1parallel.config.schema import RunConfig
 from r1parallel.config.values import value_text

@@ -20,8 +20,7 @@ from pathlib import Path
 import psutil
 
 from r1parallel.errors import UserError
-
-from .registry import is_from_file
+from r1parallel.rewards.registry import is_from_file
 
 _PACKAGE_PARENT = Path(__file__).resolve().parents[2]
 _START_LIMIT = 120.0  # seconds to start a worker, or to load a file or a library

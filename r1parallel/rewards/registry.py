@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from r1parallel.errors import UserError
-
-from .accuracy import (
+from r1parallel.rewards.functions.accuracy import (
     accuracy_reward,
     answer_line_reward,
     answer_reward,
@@ -22,12 +21,17 @@ from .accuracy import (
     qwen_accuracy_reward,
     strict_accuracy_reward,
 )
-from .allowance import CURRENT
-from .countdown import countdown_format_reward, countdown_reward
-from .formats import boxed_format_reward, format_reward, gsm8k_format_reward, strict_format_reward
-from .knights import kk_reward
-from .programs import code_reward
-from .steps import steps_reward
+from r1parallel.rewards.functions.countdown import countdown_format_reward, countdown_reward
+from r1parallel.rewards.functions.formats import (
+    boxed_format_reward,
+    format_reward,
+    gsm8k_format_reward,
+    strict_format_reward,
+)
+from r1parallel.rewards.functions.knights import kk_reward
+from r1parallel.rewards.functions.programs import code_reward
+from r1parallel.rewards.functions.steps import steps_reward
+from r1parallel.rewards.sandbox.call_limits import CURRENT
 
 # Called with prompts=, completions=, solution=: lists of N strings. Gives N scores, or (N scores, anything); None
 # where the row's gold answer cannot be read.

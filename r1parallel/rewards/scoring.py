@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from r1parallel.errors import UserError
-
-from .allowance import DEFAULT_MEBIBYTES
-from .pool import Pool, Results, shared_pool
-from .registry import check_names, is_from_file
-from .sandbox import check_sandbox
+from r1parallel.rewards.pool import Pool, Results, shared_pool
+from r1parallel.rewards.registry import check_names, is_from_file
+from r1parallel.rewards.sandbox.call_limits import DEFAULT_MEBIBYTES
+from r1parallel.rewards.sandbox.sandbox import check_sandbox
 
 _warned: set[str] = set()
 

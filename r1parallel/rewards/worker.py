@@ -22,10 +22,9 @@ from multiprocessing.connection import Connection
 import psutil
 
 from r1parallel.errors import UserError
-from r1parallel.parallel.msrun import die_with_parent
-
-from .allowance import CURRENT
-from .registry import load_reward, one_line
+from r1parallel.parallel.launch.msrun import die_with_parent
+from r1parallel.rewards.registry import load_reward, one_line
+from r1parallel.rewards.sandbox.call_limits import CURRENT
 
 _PR_SET_CHILD_SUBREAPER = 36
 

@@ -3,13 +3,13 @@
 import shutil
 from pathlib import Path
 
-from r1parallel.config import RunConfig
 from r1parallel.config.checks import check_config
-from r1parallel.config.load import GRPO_SECTIONS, SFT_SECTIONS, load_config
+from r1parallel.config.loading.load import GRPO_SECTIONS, SFT_SECTIONS, load_config
+from r1parallel.config.schema import RunConfig
 from r1parallel.config.tiny import TINY_LAYOUTS, actor_flags, tiny_grpo_flags
-from r1parallel.data.arithmetic import generate_arithmetic, write_character_tokenizer
 from r1parallel.data.preprocess import preprocess
-from r1parallel.data.problems import write_problems
+from r1parallel.data.problems.arithmetic import generate_arithmetic, write_character_tokenizer
+from r1parallel.data.problems.problem_files import write_problems
 from r1parallel.errors import UserError
 
 FOLDER = Path("runs/demo")
@@ -29,8 +29,8 @@ def run_demo(configs: Path, world_size: int) -> Path:
     """
     tiny_grpo_flags(world_size)
     from r1parallel.config.schema import ContextConfig
-    from r1parallel.parallel.collectives import barrier
     from r1parallel.parallel.device import setup_device
+    from r1parallel.parallel.moving.collectives import barrier
     from r1parallel.rl.loop import run_grpo
     from r1parallel.training.sft import run_sft
 

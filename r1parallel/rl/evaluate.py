@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from r1parallel.data.sources import Source
 from r1parallel.data.templates import render
+from r1parallel.data.text.sources import Source
 from r1parallel.errors import UserError
 from r1parallel.generation.answer import Answerer
 from r1parallel.rewards import score

@@ -9,20 +9,19 @@ from tqdm import tqdm
 
 from r1parallel.checkpoint.export import save_model_ranks
 from r1parallel.checkpoint.load import open_model
-from r1parallel.checkpoint.shards import Shards
-from r1parallel.config import RunConfig
-from r1parallel.config.load import GRPO_SECTIONS
+from r1parallel.checkpoint.writing.shards import Shards
+from r1parallel.config.loading.load import GRPO_SECTIONS
 from r1parallel.config.model import ModelConfig
-from r1parallel.config.schema import RLConfig
+from r1parallel.config.schema import RLConfig, RunConfig
 from r1parallel.errors import UserError
 from r1parallel.models.parameters import load_state, parameter_values, state_values
 from r1parallel.monitor.memory import host_memory_used_fraction
 from r1parallel.monitor.phases import PhaseTimer
-from r1parallel.parallel.collectives import all_gather
 from r1parallel.parallel.device import setup_device
 from r1parallel.parallel.graph_cache import GraphCache, keep_graphs
-from r1parallel.parallel.strategy import write_model_strategies
-from r1parallel.parallel.world import World
+from r1parallel.parallel.launch.world import World
+from r1parallel.parallel.layout.strategy_files import write_model_strategies
+from r1parallel.parallel.moving.collectives import all_gather
 from r1parallel.rewards import check_reward_names
 from r1parallel.rl.trainer import StepResult, Trainer
 from r1parallel.training.inputs import fingerprint, graph_parts, load_inputs
@@ -55,7 +54,7 @@ def run_grpo(config: RunConfig) -> Path:
     model_dir = save_model_ranks(folder.model, shards, tokenizer, inputs.tokenizer.stop_ids, world)
     folder.close()
     if config.monitor_config.report and world.is_leader:
-        from r1parallel.monitor.report import write_report  # brings matplotlib: not before the first step
+        from r1parallel.monitor.report.report import write_report  # brings matplotlib: not before the first step
 
         print(f"report: {write_report(folder.path, f'GRPO of {settings.model_name}')}", flush=True)
     return model_dir

@@ -3,11 +3,11 @@
 import numpy as np
 
 from r1parallel.config.schema import RLConfig
-from r1parallel.rl.advantages import equal_groups, kept_rows
-from r1parallel.rl.correction import rollout_gap
-from r1parallel.rl.experience import Experience, kl_in_reward
-from r1parallel.rl.kl import kl_values
-from r1parallel.rl.losses import wants_entropy
+from r1parallel.rl.experience.experience import Experience, kl_in_reward
+from r1parallel.rl.objective.advantages import equal_groups, kept_rows
+from r1parallel.rl.objective.correction import rollout_gap
+from r1parallel.rl.objective.kl import kl_values
+from r1parallel.rl.objective.losses import wants_entropy
 from r1parallel.rl.update import TokenStatistics
 
 

@@ -6,30 +6,24 @@ Shape letters: R graph rows of a micro-batch over all dp ranks, S tokens and K t
 import numpy as np
 from mindspore import Tensor, nn
 
-from r1parallel.config import RunConfig
-from r1parallel.config.layouts import check_sequence_parallel
+from r1parallel.config.layout_checks import check_sequence_parallel
 from r1parallel.config.model import ModelConfig
+from r1parallel.config.schema import RunConfig
 from r1parallel.generation.engine import RolloutEngine
-from r1parallel.models.fused import choose_operators
+from r1parallel.models.fused.operators import choose_operators
+from r1parallel.models.fused.packing import packed
 from r1parallel.models.logps import CompletionLogps, PackedLogps
-from r1parallel.models.packing import packed
-from r1parallel.models.parameters import (
-    parameter_values,
-    same_parameters,
-    set_slices,
-    share_parameters,
-    unallocated,
-)
+from r1parallel.models.parameters import parameter_values, same_parameters, set_slices, share_parameters, unallocated
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.model_layout import model_layout
-from r1parallel.parallel.reshard import reshard, reshard_plan
-from r1parallel.parallel.transport import choose_transport
-from r1parallel.parallel.verify import verify_reshard
-from r1parallel.parallel.world import World
-from r1parallel.rl.experience import needs_old_logps
-from r1parallel.rl.losses import NUM_INPUTS, PolicyLoss, wants_entropy
-from r1parallel.rl.rows import RowShape
+from r1parallel.parallel.launch.world import World
+from r1parallel.parallel.layout.from_config import model_layout
+from r1parallel.parallel.layout.table import ModelLayout
+from r1parallel.parallel.moving.reshard import reshard, reshard_plan
+from r1parallel.parallel.moving.slice_checksums import verify_reshard
+from r1parallel.parallel.moving.transport import choose_transport
+from r1parallel.rl.experience.experience import needs_old_logps
+from r1parallel.rl.experience.rows import RowShape
+from r1parallel.rl.objective.losses import NUM_INPUTS, PolicyLoss, wants_entropy
 from r1parallel.training.forward import compiled_forward
 from r1parallel.training.step import TrainStep
 

@@ -7,25 +7,25 @@ import numpy as np
 from mindspore import Tensor, nn
 from tqdm import tqdm
 
-from r1parallel.config import RunConfig
 from r1parallel.config.model import ModelConfig
+from r1parallel.config.schema import RunConfig
 from r1parallel.data.mindrecord import Rows
-from r1parallel.data.tokenizer import Tokenizer
+from r1parallel.data.text.tokenizer import Tokenizer
 from r1parallel.errors import UserError
 from r1parallel.generation.engine import RolloutEngine
-from r1parallel.models.fused import choose_operators
+from r1parallel.models.fused.operators import choose_operators
 from r1parallel.models.parameters import TensorSource, load_slices
 from r1parallel.monitor.phases import PhaseTimer
-from r1parallel.parallel.model_layout import model_layout
-from r1parallel.parallel.waiting import waiting
-from r1parallel.parallel.world import World
-from r1parallel.rl.correction import check_gap, rollout_gap
-from r1parallel.rl.experience import Experience, collect, judge
-from r1parallel.rl.kl import Beta
+from r1parallel.parallel.launch.waiting import waiting
+from r1parallel.parallel.launch.world import World
+from r1parallel.parallel.layout.from_config import model_layout
+from r1parallel.rl.experience.experience import Experience, collect, judge
+from r1parallel.rl.experience.rollout import Draw, Rollout
+from r1parallel.rl.experience.rows import RowShape
 from r1parallel.rl.metrics import completion_kl, experience_metrics, reward_metrics, update_metrics
 from r1parallel.rl.models import Actor, Reference, WeightSync, to_generator
-from r1parallel.rl.rollout import Draw, Rollout
-from r1parallel.rl.rows import RowShape
+from r1parallel.rl.objective.correction import check_gap, rollout_gap
+from r1parallel.rl.objective.kl import Beta
 from r1parallel.rl.update import Batch, TokenStatistics, run_update, update_batches
 from r1parallel.training.schedule import learning_rate
 

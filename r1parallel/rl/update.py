@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from r1parallel.config.schema import RLConfig
-from r1parallel.rl.correction import check_gap, rollout_gap
-from r1parallel.rl.experience import Experience
-from r1parallel.rl.losses import TokenInputs, TokenValues, loss_weights, token_values
-from r1parallel.rl.rows import GraphRows
+from r1parallel.rl.experience.experience import Experience
+from r1parallel.rl.experience.rows import GraphRows
+from r1parallel.rl.objective.correction import check_gap, rollout_gap
+from r1parallel.rl.objective.losses import TokenInputs, TokenValues, loss_weights, token_values
 from r1parallel.training.step import TrainStep
 
 

@@ -16,10 +16,10 @@ import yaml
 from r1parallel.config.model import load_model_config
 from r1parallel.config.schema import RunConfig
 from r1parallel.errors import UserError
-from r1parallel.parallel.describe import slices_text
-from r1parallel.parallel.msrun import worker_environment
-from r1parallel.parallel.strategy import STRATEGY_NAMES, read_rank_strategy, read_strategy
-from r1parallel.parallel.tensor_layout import Layout, TensorLayout
+from r1parallel.parallel.launch.msrun import worker_environment
+from r1parallel.parallel.layout.describe import slices_text
+from r1parallel.parallel.layout.strategy_files import STRATEGY_NAMES, read_rank_strategy, read_strategy
+from r1parallel.parallel.layout.tensor_layout import Layout, TensorLayout
 
 # Files of one compilation, in a folder of its own.
 REQUEST, RESULT, STRATEGY = "request.yaml", "result.json", "strategy.ckpt"
@@ -118,7 +118,15 @@ def _compile(config: RunConfig, program: str, rank: int, world_size: int, folder
     write_request(config, folder)
     with (folder / "log").open("w+", errors="replace") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "r1parallel.rl.dry_compile", str(folder), program, str(rank), str(world_size)],
+            [
+                sys.executable,
+                "-m",
+                "r1parallel.strategy_check.compile_rank",
+                str(folder),
+                program,
+                str(rank),
+                str(world_size),
+            ],
             cwd=folder,
             env=worker_environment(),
             stdout=log,

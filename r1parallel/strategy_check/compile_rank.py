@@ -1,4 +1,7 @@
-"""One rank's graph, compiled and never run: python -m r1parallel.rl.dry_compile FOLDER PROGRAM RANK WORLD_SIZE."""
+"""One rank's graph, compiled and never run.
+
+Usage: python -m r1parallel.strategy_check.compile_rank FOLDER PROGRAM RANK WORLD_SIZE
+"""
 
 import json
 import time
@@ -10,23 +13,23 @@ from pathlib import Path
 import numpy as np
 from mindspore import nn
 
-from r1parallel.config.load import load_config
+from r1parallel.config.loading.load import load_config
 from r1parallel.config.model import ModelConfig, load_model_config
 from r1parallel.config.schema import RunConfig
 from r1parallel.cpu_backend.enable import enable
 from r1parallel.data.mindrecord import Rows
 from r1parallel.errors import run_command
 from r1parallel.generation.engine import RolloutEngine
-from r1parallel.models.fused import choose_operators
+from r1parallel.models.fused.operators import choose_operators
 from r1parallel.models.parameters import transposed_weights, unallocated
 from r1parallel.monitor.memory import peak_resident_bytes
 from r1parallel.parallel.device import setup_device
-from r1parallel.parallel.model_layout import model_layout
-from r1parallel.parallel.msrun import die_with_parent
-from r1parallel.parallel.world import DryWorld
-from r1parallel.rl.dry_run import REQUEST, RESULT, STRATEGY
+from r1parallel.parallel.launch.msrun import die_with_parent
+from r1parallel.parallel.launch.world import DryWorld
+from r1parallel.parallel.layout.from_config import model_layout
+from r1parallel.rl.experience.rows import RowShape
 from r1parallel.rl.models import Actor, Reference
-from r1parallel.rl.rows import RowShape
+from r1parallel.strategy_check.compare import REQUEST, RESULT, STRATEGY
 from r1parallel.training.sft import SFTTrainer
 
 

@@ -8,9 +8,9 @@ from mindspore import Tensor, nn
 from r1parallel.models.logps import CompletionLogps
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
 from r1parallel.parallel.compiling import compiling
-from r1parallel.parallel.layout import ModelLayout
+from r1parallel.parallel.launch.world import World
+from r1parallel.parallel.layout.table import ModelLayout
 from r1parallel.parallel.program import on_mesh
-from r1parallel.parallel.world import World
 
 
 def compiled_forward(

@@ -11,7 +11,7 @@ from mindspore.parallel.nn import MicroBatchInterleaved, Pipeline
 
 from r1parallel.models.parameters import unallocated
 from r1parallel.parallel.device import has_fused_kernels
-from r1parallel.training.at_once import AddToAll
+from r1parallel.training.multi_tensor import AddToAll
 
 _add_up = ops.MultitypeFuncGraph("add_up")
 _clear = ops.MultitypeFuncGraph("clear")

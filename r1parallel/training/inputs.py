@@ -3,10 +3,10 @@
 import hashlib
 from dataclasses import asdict, dataclass
 
-from r1parallel.config import RunConfig
 from r1parallel.config.model import ModelConfig, load_model_config
+from r1parallel.config.schema import RunConfig
 from r1parallel.data.mindrecord import Rows, read_mindrecord
-from r1parallel.data.tokenizer import Tokenizer, check_tokenizer, load_tokenizer
+from r1parallel.data.text.tokenizer import Tokenizer, check_tokenizer, load_tokenizer
 from r1parallel.errors import UserError
 from r1parallel.parallel.device import has_fused_kernels
 

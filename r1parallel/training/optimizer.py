@@ -15,7 +15,7 @@ from mindspore.ops.auto_generate import InplaceZero
 
 from r1parallel.config.schema import OptimizerConfig
 from r1parallel.parallel.device import has_fused_kernels
-from r1parallel.training.at_once import AdamOfAll, SquareSums
+from r1parallel.training.multi_tensor import AdamOfAll, SquareSums
 
 _MOMENTUM = 0.9
 

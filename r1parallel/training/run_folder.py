@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 
 from r1parallel.atomic import replacing
+from r1parallel.checkpoint.reading.source import Source
 from r1parallel.checkpoint.run_state import latest_run_state, load_run_state, save_run_state, step_name
-from r1parallel.checkpoint.shards import Shards
-from r1parallel.checkpoint.source import Source
-from r1parallel.config import RunConfig
+from r1parallel.checkpoint.writing.shards import Shards
+from r1parallel.config.schema import RunConfig
 from r1parallel.errors import UserError
 from r1parallel.monitor.metrics import MetricsWriter
 from r1parallel.monitor.samples import SampleLog
-from r1parallel.parallel.collectives import broadcast
-from r1parallel.parallel.world import World
+from r1parallel.parallel.launch.world import World
+from r1parallel.parallel.moving.collectives import broadcast
 
 _NONE = -1  # no checkpoint, among step numbers
 

@@ -9,15 +9,15 @@ from tqdm import tqdm
 
 from r1parallel.checkpoint.export import save_model_merged
 from r1parallel.checkpoint.load import open_model
-from r1parallel.checkpoint.shards import Shards
-from r1parallel.config import RunConfig
-from r1parallel.config.layouts import check_sequence_parallel
-from r1parallel.config.load import SFT_SECTIONS
+from r1parallel.checkpoint.writing.shards import Shards
+from r1parallel.config.layout_checks import check_sequence_parallel
+from r1parallel.config.loading.load import SFT_SECTIONS
 from r1parallel.config.model import ModelConfig
+from r1parallel.config.schema import RunConfig
 from r1parallel.data.batches import RowOrder, right_aligned
 from r1parallel.data.mindrecord import Rows
 from r1parallel.errors import UserError
-from r1parallel.models.fused import choose_operators
+from r1parallel.models.fused.operators import choose_operators
 from r1parallel.models.logps import CompletionLogps
 from r1parallel.models.parameters import (
     load_slices,
@@ -32,9 +32,9 @@ from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
 from r1parallel.monitor.phases import PhaseTimer
 from r1parallel.parallel.device import setup_device
 from r1parallel.parallel.graph_cache import GraphCache, keep_graphs
-from r1parallel.parallel.model_layout import model_layout
-from r1parallel.parallel.waiting import waiting
-from r1parallel.parallel.world import World
+from r1parallel.parallel.launch.waiting import waiting
+from r1parallel.parallel.launch.world import World
+from r1parallel.parallel.layout.from_config import model_layout
 from r1parallel.training.forward import compiled_logps
 from r1parallel.training.inputs import fingerprint, graph_parts, load_inputs, load_rows
 from r1parallel.training.run_folder import RunFolder, check_steps_left
@@ -176,7 +176,7 @@ def run_sft(config: RunConfig) -> Path:
     model_dir = save_model_merged(folder.model, shards, settings.tokenizer_dir, stop_ids, world)
     folder.close()
     if config.monitor_config.report and world.is_leader:
-        from r1parallel.monitor.report import write_report  # brings matplotlib: not before the first step
+        from r1parallel.monitor.report.report import write_report  # brings matplotlib: not before the first step
 
         write_report(folder.path, "Supervised fine-tuning")
     return model_dir

@@ -10,12 +10,12 @@ from mindspore import ParameterTuple, Tensor, nn
 from r1parallel.config.schema import ActorConfig, OptimizerConfig
 from r1parallel.errors import UserError
 from r1parallel.models.parameters import unallocated
-from r1parallel.parallel.collectives import all_gather, all_reduce
 from r1parallel.parallel.compiling import compiling
-from r1parallel.parallel.layout import ModelLayout
+from r1parallel.parallel.launch.waiting import waiting
+from r1parallel.parallel.launch.world import DryWorld, World
+from r1parallel.parallel.layout.table import ModelLayout
+from r1parallel.parallel.moving.collectives import all_gather, all_reduce
 from r1parallel.parallel.program import on_mesh
-from r1parallel.parallel.waiting import waiting
-from r1parallel.parallel.world import DryWorld, World
 from r1parallel.training.gradients import Gradients, Interleaved, PipelineGradients, Placed
 from r1parallel.training.optimizer import SquaredNorms, make_optimizer, scalar
 

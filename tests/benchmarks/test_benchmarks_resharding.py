@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from r1parallel.parallel.reshard import exchanged, reshard_plan
+from r1parallel.parallel.moving.reshard import exchanged, reshard_plan
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from r1parallel.errors import UserError
-from r1parallel.rewards.accuracy import accuracy_reward, math_verify_reward
+from r1parallel.rewards.functions.accuracy import accuracy_reward, math_verify_reward
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 PROBLEM = {"question": "How many?", "answer": "Half of 2,000.\n#### 1,000"}

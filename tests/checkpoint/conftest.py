@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from faults import Server, make_all
 
-from r1parallel.checkpoint.dtypes import CONFIG_DTYPES, DTYPES
-from r1parallel.checkpoint.names import to_hf
-from r1parallel.checkpoint.tensor_writer import write_checkpoint
+from r1parallel.checkpoint.formats.dtypes import CONFIG_DTYPES, DTYPES
+from r1parallel.checkpoint.tables.names import to_hf
+from r1parallel.checkpoint.writing.tensor_writer import write_checkpoint
 from r1parallel.config.model import ModelConfig
 
 SIZES = {

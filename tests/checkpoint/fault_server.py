@@ -17,7 +17,7 @@ import time
 import traceback
 from pathlib import Path
 
-from r1parallel.checkpoint import windows
+from r1parallel.checkpoint.reading import windows
 from r1parallel.errors import run_command
 
 TOOLS = {

@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from r1parallel.checkpoint.names import translate
+from r1parallel.checkpoint.reading.source import open_source
+from r1parallel.checkpoint.reading.windows import read_rows
 from r1parallel.checkpoint.slice import reshard_checkpoint
-from r1parallel.checkpoint.source import open_source
-from r1parallel.checkpoint.tensor_writer import write_checkpoint
-from r1parallel.checkpoint.windows import read_rows
+from r1parallel.checkpoint.tables.names import translate
+from r1parallel.checkpoint.writing.tensor_writer import write_checkpoint
 from r1parallel.config.model import ModelConfig
 from r1parallel.errors import UserError
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.mesh import Mesh
-from r1parallel.parallel.strategy import write_strategy_files
-from r1parallel.parallel.tensor_layout import Layout
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.strategy_files import write_strategy_files
+from r1parallel.parallel.layout.table import ModelLayout
+from r1parallel.parallel.layout.tensor_layout import Layout
 
 CONFIG = ModelConfig(32, 16, 24, 1, 4, 2)  # 15 tensors, 14 KB
 OTHER_BASE = replace(CONFIG, rope_theta=20000.0)  # a model of the same shapes

@@ -1,7 +1,7 @@
 """What a command wrote, and how it refused."""
 
 import pytest
-from stored import read_all
+from helpers.stored import read_all
 
 from r1parallel.errors import UserError
 

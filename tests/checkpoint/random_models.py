@@ -8,14 +8,14 @@ import numpy as np
 import safetensors
 import xxhash
 
-from r1parallel.checkpoint.dtypes import DTYPES, dtype_name
-from r1parallel.checkpoint.manifest import SUFFIX
-from r1parallel.checkpoint.tensor_file import read_file
-from r1parallel.checkpoint.tensor_writer import write_checkpoint
+from r1parallel.checkpoint.formats.dtypes import DTYPES, dtype_name
+from r1parallel.checkpoint.formats.manifest import SUFFIX
+from r1parallel.checkpoint.formats.tensor_file import read_file
+from r1parallel.checkpoint.writing.tensor_writer import write_checkpoint
 from r1parallel.config.model import ModelConfig
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.mesh import Mesh
-from r1parallel.parallel.tensor_layout import Layout
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.table import ModelLayout
+from r1parallel.parallel.layout.tensor_layout import Layout
 
 # mesh, optimizer parallel, all layers but one each on the last stage; None: not cut
 LAYOUTS = {

@@ -4,12 +4,12 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import yaml
-from stored import read_all, read_entry
+from helpers.stored import read_all, read_entry
 
-from r1parallel.checkpoint import output
 from r1parallel.checkpoint.convert import Target, convert_weight
-from r1parallel.checkpoint.tensor_file import open_checkpoint
-from r1parallel.checkpoint.tensor_writer import write_checkpoint
+from r1parallel.checkpoint.formats.tensor_file import open_checkpoint
+from r1parallel.checkpoint.writing import output
+from r1parallel.checkpoint.writing.tensor_writer import write_checkpoint
 from r1parallel.errors import UserError
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"

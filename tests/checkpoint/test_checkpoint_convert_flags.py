@@ -4,22 +4,22 @@ import json
 
 import numpy as np
 import pytest
+from helpers.stored import read_all
 from outcomes import one_line, refused, tree, values
-from stored import read_all
 
-from r1parallel.checkpoint import windows
-from r1parallel.checkpoint.dtypes import DTYPES, dtype_name
-from r1parallel.checkpoint.manifest import SUFFIX
-from r1parallel.checkpoint.names import concatenated_tensors, group_rows, to_hf, translate
+from r1parallel.checkpoint.formats.dtypes import DTYPES, dtype_name
+from r1parallel.checkpoint.formats.manifest import SUFFIX
+from r1parallel.checkpoint.formats.tensor_file import open_checkpoint
+from r1parallel.checkpoint.reading import windows
 from r1parallel.checkpoint.slice import reshard_checkpoint
-from r1parallel.checkpoint.tensor_file import open_checkpoint
-from r1parallel.checkpoint.tensor_writer import write_checkpoint
+from r1parallel.checkpoint.tables.names import concatenated_tensors, group_rows, to_hf, translate
+from r1parallel.checkpoint.writing.tensor_writer import write_checkpoint
 from r1parallel.config.model import ModelConfig
 from r1parallel.errors import UserError
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.mesh import Mesh
-from r1parallel.parallel.strategy import write_merged_strategy, write_strategy_files
-from r1parallel.parallel.tensor_layout import Layout, TensorLayout
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.strategy_files import write_merged_strategy, write_strategy_files
+from r1parallel.parallel.layout.table import ModelLayout
+from r1parallel.parallel.layout.tensor_layout import Layout, TensorLayout
 
 
 @pytest.fixture(autouse=True)

@@ -5,12 +5,12 @@ import json
 import pytest
 from outcomes import one_line, tree, values
 
-from r1parallel.checkpoint import windows
-from r1parallel.checkpoint.manifest import SUFFIX
-from r1parallel.checkpoint.tensor_file import INDEX_FILE, open_checkpoint
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.mesh import Mesh
-from r1parallel.parallel.strategy import read_strategy, write_merged_strategy
+from r1parallel.checkpoint.formats.manifest import SUFFIX
+from r1parallel.checkpoint.formats.tensor_file import INDEX_FILE, open_checkpoint
+from r1parallel.checkpoint.reading import windows
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.strategy_files import read_strategy, write_merged_strategy
+from r1parallel.parallel.layout.table import ModelLayout
 
 
 @pytest.fixture(autouse=True)

@@ -6,12 +6,12 @@ import shutil
 import pytest
 from faults import CONFIG, FOUR, make_all, make_model, names, picture, refused, rewrite, slice_, values
 
+from r1parallel.checkpoint.formats.tensor_file import INDEX_FILE, read_file
+from r1parallel.checkpoint.reading.source import STRATEGY_FILE
 from r1parallel.checkpoint.slice import reshard_checkpoint
-from r1parallel.checkpoint.source import STRATEGY_FILE
-from r1parallel.checkpoint.tensor_file import INDEX_FILE, read_file
 from r1parallel.errors import UserError
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.mesh import Mesh
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.table import ModelLayout
 
 RANK_FILE = "rank_2/checkpoint_2.safetensors"
 INPUTS = {  # what is read → the file that is damaged

@@ -8,11 +8,11 @@ import pytest
 from faults import CONFIG, FOUR, contents, convert, names, picture, refusal, slice_, state, values
 
 from r1parallel.checkpoint.command_line import read_ranks
-from r1parallel.checkpoint.tensor_file import rank_folders
+from r1parallel.checkpoint.formats.tensor_file import rank_folders
 from r1parallel.config.model import load_model_config
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.mesh import Mesh
-from r1parallel.parallel.strategy import write_strategy_files
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.strategy_files import write_strategy_files
+from r1parallel.parallel.layout.table import ModelLayout
 
 SLOW = 0.0003  # seconds that every change of a file or a folder takes longer
 

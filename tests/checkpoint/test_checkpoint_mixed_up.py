@@ -10,9 +10,9 @@ from faults import CONFIG, make_model, names, picture, refused, rewrite, slice_,
 from r1parallel.checkpoint.convert import Target, convert_weight
 from r1parallel.checkpoint.slice import reshard_checkpoint
 from r1parallel.config.model import ModelConfig
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.mesh import Mesh
-from r1parallel.parallel.strategy import read_strategy, write_strategy_files
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.strategy_files import read_strategy, write_strategy_files
+from r1parallel.parallel.layout.table import ModelLayout
 
 RANK_FILE = "rank_2/checkpoint_2.safetensors"
 

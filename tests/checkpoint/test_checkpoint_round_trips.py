@@ -7,19 +7,19 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
+from helpers.stored import read_all
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from outcomes import tree
 from random_models import FORMATS, LAYOUTS, Model, check, check_cut, random_bits, random_model
-from stored import read_all
 
-from r1parallel.checkpoint import windows
-from r1parallel.checkpoint.dtypes import DTYPES
+from r1parallel.checkpoint.formats.dtypes import DTYPES
+from r1parallel.checkpoint.reading import windows
 from r1parallel.checkpoint.slice import reshard_checkpoint
 from r1parallel.config.model import ModelConfig
 from r1parallel.errors import UserError
-from r1parallel.parallel.strategy import write_merged_strategy, write_strategy_files
-from r1parallel.parallel.tensor_layout import Layout, TensorLayout
+from r1parallel.parallel.layout.strategy_files import write_merged_strategy, write_strategy_files
+from r1parallel.parallel.layout.tensor_layout import Layout, TensorLayout
 
 
 @pytest.fixture(autouse=True)

@@ -7,18 +7,18 @@ import time
 
 import numpy as np
 import pytest
-from simulated_world import SimulatedWorld
+from helpers.simulated_world import SimulatedWorld
 
 from r1parallel.checkpoint import run_state as module
+from r1parallel.checkpoint.formats.tensor_entry import TensorEntry
+from r1parallel.checkpoint.reading.windows import read_rows
 from r1parallel.checkpoint.run_state import latest_run_state, load_run_state, save_run_state
-from r1parallel.checkpoint.shards import Shards
-from r1parallel.checkpoint.tensor_entry import TensorEntry
-from r1parallel.checkpoint.windows import read_rows
+from r1parallel.checkpoint.writing.shards import Shards
 from r1parallel.config.model import ModelConfig
 from r1parallel.errors import UserError
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.mesh import Mesh
-from r1parallel.parallel.world import World
+from r1parallel.parallel.launch.world import World
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.table import ModelLayout
 
 CONFIG = ModelConfig(16, 8, 12, 2, 4, 2, tie_word_embeddings=True)
 ONE = ModelLayout(CONFIG, Mesh())
@@ -231,11 +231,11 @@ WRITER = """
 import sys
 import numpy as np
 from r1parallel.checkpoint.run_state import latest_run_state, save_run_state
-from r1parallel.checkpoint.shards import Shards
+from r1parallel.checkpoint.writing.shards import Shards
 from r1parallel.config.model import ModelConfig
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.mesh import Mesh
-from r1parallel.parallel.world import World
+from r1parallel.parallel.layout.table import ModelLayout
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.launch.world import World
 
 config = ModelConfig(16, 8, 12, 2, 4, 2)
 latest = latest_run_state(sys.argv[1])

@@ -2,18 +2,18 @@ import errno
 
 import numpy as np
 import pytest
-from stored import read_entry
+from helpers.stored import read_entry
 
-from r1parallel.checkpoint.manifest import manifest_path
+from r1parallel.checkpoint.formats.manifest import manifest_path
+from r1parallel.checkpoint.formats.tensor_file import open_checkpoint
+from r1parallel.checkpoint.reading.source import STRATEGY_FILE
 from r1parallel.checkpoint.slice import merge_checkpoint, reshard_checkpoint, slice_checkpoint
-from r1parallel.checkpoint.source import STRATEGY_FILE
-from r1parallel.checkpoint.tensor_file import open_checkpoint
-from r1parallel.checkpoint.tensor_writer import write_tensor_file
+from r1parallel.checkpoint.writing.tensor_writer import write_tensor_file
 from r1parallel.errors import UserError
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.mesh import Mesh
-from r1parallel.parallel.strategy import write_strategy_files
-from r1parallel.parallel.tensor_layout import Layout, TensorLayout
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.strategy_files import write_strategy_files
+from r1parallel.parallel.layout.table import ModelLayout
+from r1parallel.parallel.layout.tensor_layout import Layout, TensorLayout
 
 EMBEDDING = "model.tok_embeddings.embedding_weight"
 

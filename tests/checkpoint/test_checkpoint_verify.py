@@ -6,19 +6,19 @@ from functools import partial
 
 import numpy as np
 import pytest
-from verifying import drop_manifests, flip, run_verify
+from helpers.verifying import drop_manifests, flip, run_verify
 
+from r1parallel.checkpoint.comparing.findings import LISTED
 from r1parallel.checkpoint.convert import Target, convert_weight
-from r1parallel.checkpoint.dtypes import dtype_name
-from r1parallel.checkpoint.findings import LISTED
-from r1parallel.checkpoint.names import from_hf
+from r1parallel.checkpoint.formats.dtypes import dtype_name
+from r1parallel.checkpoint.reading.source import STRATEGY_FILE, open_source
 from r1parallel.checkpoint.slice import slice_checkpoint
-from r1parallel.checkpoint.source import STRATEGY_FILE, open_source
-from r1parallel.checkpoint.tensor_writer import write_checkpoint
+from r1parallel.checkpoint.tables.names import from_hf
 from r1parallel.checkpoint.verify import compare_checkpoints
+from r1parallel.checkpoint.writing.tensor_writer import write_checkpoint
 from r1parallel.config.model import ModelConfig
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.mesh import Mesh
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.table import ModelLayout
 
 HF_EMBEDDING = "model.embed_tokens.weight"
 EMBEDDING = "model.tok_embeddings.embedding_weight"
@@ -210,7 +210,7 @@ def test_tensors_of_no_model_are_compared_as_stored(tmp_path, verify):
 
 def test_windows_of_a_large_tensor(tmp_path, monkeypatch):
     """The first difference has its place in the full tensor, and what differs is counted in all windows."""
-    monkeypatch.setattr("r1parallel.checkpoint.windows.WINDOW", 64)
+    monkeypatch.setattr("r1parallel.checkpoint.reading.windows.WINDOW", 64)
     values = np.arange(400, dtype=np.float32).reshape(50, 8)
     changed = values.copy()
     changed[20:45, 3] += 1

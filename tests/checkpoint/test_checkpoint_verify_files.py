@@ -8,17 +8,17 @@ from threading import Event
 
 import numpy as np
 import pytest
-from verifying import drop_manifests, flip, run_verify
+from helpers.verifying import drop_manifests, flip, run_verify
 
-from r1parallel.checkpoint.hashing import work_through
-from r1parallel.checkpoint.manifest import manifest_path
+from r1parallel.checkpoint.comparing.hashing import work_through
+from r1parallel.checkpoint.formats.manifest import manifest_path
 from r1parallel.checkpoint.run_state import save_run_state
-from r1parallel.checkpoint.shards import Shards
 from r1parallel.checkpoint.slice import reshard_checkpoint
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.mesh import Mesh
-from r1parallel.parallel.strategy import write_merged_strategy
-from r1parallel.parallel.world import World
+from r1parallel.checkpoint.writing.shards import Shards
+from r1parallel.parallel.launch.world import World
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.strategy_files import write_merged_strategy
+from r1parallel.parallel.layout.table import ModelLayout
 
 EMBEDDING = "model.tok_embeddings.embedding_weight"
 TENSORS = 27  # of the configurations in conftest, the head included
@@ -141,5 +141,5 @@ def test_a_folder_that_cannot_be_written(make_folder, config, verify, monkeypatc
     def refuse(*_):
         raise PermissionError(13, "Permission denied", str(folder))
 
-    monkeypatch.setattr("r1parallel.checkpoint.manifest.replacing", refuse)
+    monkeypatch.setattr("r1parallel.checkpoint.formats.manifest.replacing", refuse)
     assert "cannot be written: Permission denied" in verify(folder, "--manifest").last

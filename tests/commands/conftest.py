@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from tiny_runs import GRPO_STEPS, TinyInputs, grpo_flags, run_script, sft_flags, tiny_inputs
+from helpers.tiny_runs import GRPO_STEPS, TinyInputs, grpo_flags, run_script, sft_flags, tiny_inputs
 
 
 @pytest.fixture(scope="session")

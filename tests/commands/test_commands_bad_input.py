@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_runs import (
+from helpers.tiny_runs import (
     GRPO_STEPS,
     PROMPT_SLOTS,
     REPOSITORY,
@@ -168,7 +168,7 @@ def test_held_out_rows_of_another_tokenizer(inputs, refused, tmp_path):
 
 
 def test_a_reward_that_always_raises_damages_nothing(inputs, grpo_run, refused, tmp_path):
-    broken = f"{Path(__file__).parents[1] / 'rewards_of_runs.py'}:broken"
+    broken = f"{Path(__file__).parents[1] / 'helpers' / 'rewards_of_runs.py'}:broken"
     run = tmp_path / "run"
     shutil.copytree(grpo_run, run)
     flags = grpo_flags(

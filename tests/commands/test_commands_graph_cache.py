@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_runs import REPOSITORY, folder_bytes, grpo_flags, sft_flags, without_times
+from helpers.tiny_runs import REPOSITORY, folder_bytes, grpo_flags, sft_flags, without_times
 
 from r1parallel.cpu_backend.build import FUSED, cached_library
 from r1parallel.cpu_backend.wheel import find_wheel

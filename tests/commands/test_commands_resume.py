@@ -7,7 +7,16 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_runs import GRPO_STEPS, REPOSITORY, error_line, folder_bytes, grpo_flags, run_script, sft_flags, without_times
+from helpers.tiny_runs import (
+    GRPO_STEPS,
+    REPOSITORY,
+    error_line,
+    folder_bytes,
+    grpo_flags,
+    run_script,
+    sft_flags,
+    without_times,
+)
 
 from r1parallel.monitor.metrics import read_metrics
 from r1parallel.monitor.samples import read_samples

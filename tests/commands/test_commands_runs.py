@@ -4,11 +4,11 @@ import re
 
 import numpy as np
 import pytest
-from tiny_runs import GRPO_STEPS, MODEL, folder_bytes, run_script, sft_flags
+from helpers.tiny_runs import GRPO_STEPS, MODEL, folder_bytes, run_script, sft_flags
 
 from r1parallel.checkpoint.load import config_beside, read_model
 from r1parallel.checkpoint.run_state import latest_run_state, load_run_state
-from r1parallel.data.tokenizer import load_tokenizer
+from r1parallel.data.text.tokenizer import load_tokenizer
 from r1parallel.monitor.metrics import read_metrics
 from r1parallel.monitor.samples import read_samples
 

@@ -4,9 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1parallel.config import load_config
 from r1parallel.config.checks import check_config, check_paths
-from r1parallel.config.load import GRPO_SECTIONS, PREDICT_SECTIONS, SFT_SECTIONS
+from r1parallel.config.loading.load import GRPO_SECTIONS, PREDICT_SECTIONS, SFT_SECTIONS, load_config
 from r1parallel.config.presets import PRESETS
 from r1parallel.errors import UserError
 

@@ -2,8 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1parallel.config import RunConfig
-from r1parallel.config.layouts import (
+from r1parallel.config.layout_checks import (
     MODEL_SECTIONS,
     check_layout,
     check_layouts,
@@ -11,8 +10,8 @@ from r1parallel.config.layouts import (
     num_processes,
     parallel_config,
 )
-from r1parallel.config.load import GRPO_SECTIONS, PREDICT_SECTIONS, SFT_SECTIONS
-from r1parallel.config.schema import ParallelConfig
+from r1parallel.config.loading.load import GRPO_SECTIONS, PREDICT_SECTIONS, SFT_SECTIONS
+from r1parallel.config.schema import ParallelConfig, RunConfig
 from r1parallel.config.values import from_text, from_yaml
 from r1parallel.errors import UserError
 

@@ -5,7 +5,7 @@ import pytest
 
 from r1parallel.cpu_backend import selftest
 from r1parallel.errors import UserError
-from r1parallel.parallel.msrun import TIMED_OUT, Job, worker_environment
+from r1parallel.parallel.launch.msrun import TIMED_OUT, Job, worker_environment
 
 
 @pytest.fixture(scope="module")

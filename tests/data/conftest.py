@@ -1,4 +1,3 @@
-import os
 from pathlib import Path
 
 import pytest
@@ -7,21 +6,12 @@ import tokenizers
 from data_helpers import CHATML, DEEPSEEK, write_config
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
-from r1parallel.data.tokenizer import Tokenizer, load_tokenizer
+from r1parallel.data.text.tokenizer import Tokenizer, load_tokenizer
 
 
 @pytest.fixture(scope="session")
-def shared() -> Path:
-    """The folder of real data and tokenizers."""
-    folder = Path(os.environ.get("R1_SHARED", Path(__file__).parents[3] / "shared"))
-    if not folder.is_dir():
-        pytest.skip(f"no folder of real data: set R1_SHARED ({folder} is missing)")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def qwen_dir(shared: Path) -> Path:
-    folder = shared / "tokenizers" / "qwen2_5"
+def qwen_dir(shared_dir: Path) -> Path:
+    folder = shared_dir / "tokenizers" / "qwen2_5"
     if not folder.is_dir():
         pytest.skip(f"no Qwen2.5 tokenizer in {folder}")
     return folder

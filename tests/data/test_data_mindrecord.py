@@ -5,7 +5,7 @@ import pytest
 from data_helpers import tool_main
 
 from r1parallel.data.mindrecord import Counts, read_mindrecord, write_mindrecord
-from r1parallel.data.sources import Example
+from r1parallel.data.text.sources import Example
 from r1parallel.errors import UserError
 
 mindrecord = pytest.importorskip("mindspore.mindrecord")

@@ -7,7 +7,7 @@ from data_helpers import tool_main
 from tokenizers import pre_tokenizers
 
 from r1parallel.data.mindrecord import read_mindrecord
-from r1parallel.data.tokenizer import load_tokenizer
+from r1parallel.data.text.tokenizer import load_tokenizer
 from r1parallel.errors import UserError
 
 pytest.importorskip("mindspore.mindrecord")

@@ -4,7 +4,7 @@ import pytest
 from data_helpers import write_config
 
 from r1parallel.data.templates import PROMPT_TYPES, render
-from r1parallel.data.tokenizer import load_tokenizer
+from r1parallel.data.text.tokenizer import load_tokenizer
 from r1parallel.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden"

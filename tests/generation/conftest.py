@@ -7,7 +7,7 @@ import pytest
 from small_engine import GREEDY, PAD_ID, PROMPT_LENGTHS, PROMPT_SLOTS, ROWS, SAMPLED
 
 from r1parallel.generation.engine import Completions, RolloutEngine
-from r1parallel.models.fused import FUSED, PLAIN, Operators
+from r1parallel.models.fused.operators import FUSED, PLAIN, Operators
 from r1parallel.models.parameters import load_parameters
 
 

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from one_rank import save_model
+from helpers.one_rank import save_model
 
 from r1parallel.config.model import ModelConfig
-from r1parallel.data.arithmetic import write_character_tokenizer
-from r1parallel.data.tokenizer import load_tokenizer
+from r1parallel.data.problems.arithmetic import write_character_tokenizer
+from r1parallel.data.text.tokenizer import load_tokenizer
 from r1parallel.errors import UserError
 
 TOOL = Path(__file__).parents[2] / "tools" / "generate.py"

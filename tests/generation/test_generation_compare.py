@@ -5,15 +5,15 @@ import re
 from functools import partial
 
 import pytest
-from verifying import run_verify
+from helpers.verifying import run_verify
 
 from r1parallel.checkpoint.convert import Target, convert_weight
-from r1parallel.checkpoint.names import to_hf
-from r1parallel.checkpoint.tensor_writer import write_checkpoint
+from r1parallel.checkpoint.tables.names import to_hf
+from r1parallel.checkpoint.writing.tensor_writer import write_checkpoint
 from r1parallel.config.model import ModelConfig, write_model_config
-from r1parallel.data.arithmetic import write_character_tokenizer
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.mesh import Mesh
+from r1parallel.data.problems.arithmetic import write_character_tokenizer
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.table import ModelLayout
 
 CONFIG = ModelConfig(48, 8, 12, 1, 4, 2, max_position_embeddings=8)
 TENSORS = len(CONFIG.parameter_shapes())

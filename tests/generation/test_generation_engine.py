@@ -11,7 +11,7 @@ from r1parallel.config.schema import SamplingConfig
 from r1parallel.data.batches import right_aligned
 from r1parallel.errors import UserError
 from r1parallel.generation.engine import Completions, RolloutEngine
-from r1parallel.models.fused import FUSED
+from r1parallel.models.fused.operators import FUSED
 from r1parallel.models.parameters import load_parameters
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from r1parallel.generation import noise
-from r1parallel.generation.noise import uniforms
+from r1parallel.generation import philox as noise
+from r1parallel.generation.philox import uniforms
 
 
 def test_a_sample_has_its_own_numbers_whatever_is_drawn_beside_it():

@@ -5,7 +5,7 @@ import pytest
 from mindspore import Tensor
 
 from r1parallel.config.schema import SamplingConfig
-from r1parallel.generation.noise import uniforms
+from r1parallel.generation.philox import uniforms
 from r1parallel.generation.sampling import Sampler
 
 VOCABULARY = 12

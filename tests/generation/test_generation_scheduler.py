@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1parallel.generation.seats import Filling, Seats
+from r1parallel.generation.scheduler import Filling, Seats
 
 NOTHING = -1
 PAD = 7

@@ -4,7 +4,7 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn
 
 from r1parallel.config.schema import RLConfig
-from r1parallel.rl.losses import PolicyLoss, TokenInputs, TokenValues, token_values
+from r1parallel.rl.objective.losses import PolicyLoss, TokenInputs, TokenValues, token_values
 from r1parallel.training.gradients import Gradients
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from r1parallel.config.schema import ContextConfig
 from r1parallel.errors import UserError
-from r1parallel.parallel.collectives import all_gather, all_reduce, barrier, broadcast
-from r1parallel.parallel.waiting import waiting
+from r1parallel.parallel.launch.waiting import waiting
+from r1parallel.parallel.moving.collectives import all_gather, all_reduce, barrier, broadcast
 from r1parallel.parallel.worker import run_worker
 
 TYPES = (np.float16, np.float32, np.float64, np.int8, np.int64, np.uint16, np.bool_)

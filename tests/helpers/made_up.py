@@ -6,9 +6,9 @@ import numpy as np
 
 from r1parallel.config.schema import RewardConfig, RLConfig
 from r1parallel.generation.engine import Completions
-from r1parallel.parallel.world import World
+from r1parallel.parallel.launch.world import World
 from r1parallel.rewards import Scores
-from r1parallel.rl.experience import Experience, collect, judge
+from r1parallel.rl.experience.experience import Experience, collect, judge
 
 
 def scores(totals: Sequence[float]) -> Scores:

@@ -8,12 +8,12 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn
 
 from r1parallel.checkpoint.export import save_model_merged
-from r1parallel.checkpoint.shards import Shards
+from r1parallel.checkpoint.writing.shards import Shards
 from r1parallel.config.model import ModelConfig
 from r1parallel.config.schema import ActorConfig, OptimizerConfig, ParallelConfig
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.mesh import Mesh
-from r1parallel.parallel.world import World
+from r1parallel.parallel.launch.world import World
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.table import ModelLayout
 
 
 class WholeLayout:

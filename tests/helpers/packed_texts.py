@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from r1parallel.models.packing import Places
+from r1parallel.models.fused.packing import Places
 
 
 class Text(NamedTuple):

@@ -4,15 +4,15 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
-from paper_pieces import Batch, only
 
+from helpers.paper_pieces import Batch, only
 from r1parallel.config.presets import PRESETS
 from r1parallel.config.schema import RLConfig
 from r1parallel.generation.engine import Completions
 from r1parallel.rewards import Scores
-from r1parallel.rl.experience import collect, judge
-from r1parallel.rl.losses import TokenInputs
-from r1parallel.rl.rows import GraphRows
+from r1parallel.rl.experience.experience import collect, judge
+from r1parallel.rl.experience.rows import GraphRows
+from r1parallel.rl.objective.losses import TokenInputs
 from r1parallel.rl.update import Batch as UpdateBatch
 from r1parallel.rl.update import token_inputs
 

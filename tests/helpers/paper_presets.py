@@ -4,8 +4,9 @@ Where a paper leaves something open, or this repository departs from it, docs/al
 """
 
 import numpy as np
-import paper_pieces
-from paper_pieces import (
+
+from helpers import paper_pieces
+from helpers.paper_pieces import (
     Batch,
     Judgement,
     by_constant,

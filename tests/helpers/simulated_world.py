@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from r1parallel.parallel.world import World
+from r1parallel.parallel.launch.world import World
 
 # Where the package's modules have imported the collectives to.
 _USERS = {
-    "all_gather": ("parallel.collectives", "parallel.transport", "parallel.verify"),
-    "broadcast": ("parallel.collectives", "training.run_folder"),
+    "all_gather": ("parallel.moving.collectives", "parallel.moving.transport", "parallel.moving.slice_checksums"),
+    "broadcast": ("parallel.moving.collectives", "training.run_folder"),
 }
 
 

@@ -1,20 +1,19 @@
 """Trainers of tiny models whose reward is made up, for tests in one process."""
 
-import made_up
-from tiny_runs import SIZES, TinyInputs, grpo_config
-
+from helpers import made_up
+from helpers.tiny_runs import SIZES, TinyInputs, grpo_config
 from r1parallel.checkpoint.load import ArraySource
 from r1parallel.config.model import ModelConfig
 from r1parallel.data.mindrecord import read_mindrecord
-from r1parallel.data.tokenizer import load_tokenizer
+from r1parallel.data.text.tokenizer import load_tokenizer
 from r1parallel.models.parameters import load_parameters, parameter_values, random_values
 from r1parallel.monitor.phases import PhaseTimer
-from r1parallel.parallel.world import World
+from r1parallel.parallel.launch.world import World
 from r1parallel.rl.trainer import Trainer
 
 # Sizes that are no multiple of a vector register: kernels treat the last elements of their arrays in another way.
 ODD = ModelConfig(**{**SIZES, "vocab_size": 37, "hidden_size": 40, "intermediate_size": 70, "num_layers": 2})
-LEADER = "r1parallel.rl.rollout.score_on_leader"
+LEADER = "r1parallel.rl.experience.rollout.score_on_leader"
 # What `step_with_another_generator` is stopped with.
 GAP = r"^step 21: rollout and training log-probs differ by .*rollout_gap_limit 0.1;"
 

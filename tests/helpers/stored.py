@@ -1,8 +1,8 @@
 """Reading what tests wrote."""
 
-from r1parallel.checkpoint.rows import StoredRows
-from r1parallel.checkpoint.source import open_source
-from r1parallel.checkpoint.windows import read_rows
+from r1parallel.checkpoint.reading.rows import StoredRows
+from r1parallel.checkpoint.reading.source import open_source
+from r1parallel.checkpoint.reading.windows import read_rows
 
 
 def read_entry(entry, region=None):

@@ -13,19 +13,18 @@ from itertools import islice
 from pathlib import Path
 from unittest import mock
 
-from one_rank import save_model
-
-from r1parallel.config import RunConfig
+from helpers.one_rank import save_model
 from r1parallel.config.checks import check_config
-from r1parallel.config.command_line import parse_command_line
-from r1parallel.config.load import GRPO_SECTIONS, SFT_SECTIONS
+from r1parallel.config.loading.command_line import parse_command_line
+from r1parallel.config.loading.load import GRPO_SECTIONS, SFT_SECTIONS
 from r1parallel.config.model import ModelConfig
-from r1parallel.data.arithmetic import generate_arithmetic, write_character_tokenizer
+from r1parallel.config.schema import RunConfig
 from r1parallel.data.preprocess import preprocess
-from r1parallel.data.problems import write_problems
+from r1parallel.data.problems.arithmetic import generate_arithmetic, write_character_tokenizer
+from r1parallel.data.problems.problem_files import write_problems
 from r1parallel.models.parameters import random_values
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 SIZES = {
     "vocab_size": 32,
     "hidden_size": 32,

@@ -2,22 +2,22 @@
 
 import numpy as np
 from mindspore import Tensor
-from one_rank import actor_config
 
+from helpers.one_rank import actor_config
 from r1parallel.config.model import ModelConfig
 from r1parallel.config.schema import OptimizerConfig, RLConfig
-from r1parallel.models.fused import PLAIN
+from r1parallel.models.fused.operators import PLAIN
+from r1parallel.models.fused.packing import packed
 from r1parallel.models.logps import CompletionLogps, PackedLogps
-from r1parallel.models.packing import packed
 from r1parallel.models.parameters import load_parameters, random_values
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.mesh import Mesh
-from r1parallel.parallel.world import World
-from r1parallel.rl.experience import Experience
-from r1parallel.rl.losses import PolicyLoss, wants_entropy
+from r1parallel.parallel.launch.world import World
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.table import ModelLayout
+from r1parallel.rl.experience.experience import Experience
+from r1parallel.rl.experience.rows import RowShape
 from r1parallel.rl.models import example_batch
-from r1parallel.rl.rows import RowShape
+from r1parallel.rl.objective.losses import PolicyLoss, wants_entropy
 from r1parallel.rl.update import Batch, TokenStatistics, run_update
 from r1parallel.training.step import TrainStep
 

@@ -4,10 +4,10 @@ import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
-from r1parallel.checkpoint.source import open_source
+from r1parallel.checkpoint.reading.source import open_source
 from r1parallel.errors import UserError
 
-_TOOL = Path(__file__).parents[1] / "tools" / "verify_ckpt.py"
+_TOOL = Path(__file__).parents[2] / "tools" / "verify_ckpt.py"
 
 
 def run_verify(capsys, *arguments):

@@ -6,18 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from r1parallel.checkpoint.dtypes import CONFIG_DTYPES, DTYPES
+from r1parallel.checkpoint.formats.dtypes import CONFIG_DTYPES, DTYPES
+from r1parallel.checkpoint.formats.tensor_entry import TensorEntry
 from r1parallel.checkpoint.load import ArraySource, config_beside, open_model, read_model
-from r1parallel.checkpoint.names import to_hf
+from r1parallel.checkpoint.reading.source import STRATEGY_FILE
 from r1parallel.checkpoint.slice import slice_checkpoint
-from r1parallel.checkpoint.source import STRATEGY_FILE
-from r1parallel.checkpoint.tensor_entry import TensorEntry
-from r1parallel.checkpoint.tensor_writer import write_checkpoint, write_tensor_file
+from r1parallel.checkpoint.tables.names import to_hf
+from r1parallel.checkpoint.writing.tensor_writer import write_checkpoint, write_tensor_file
 from r1parallel.config.model import ModelConfig
 from r1parallel.errors import UserError
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.mesh import Mesh
-from r1parallel.parallel.strategy import write_merged_strategy
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.strategy_files import write_merged_strategy
+from r1parallel.parallel.layout.table import ModelLayout
 
 UNTIED = ModelConfig(11, 8, 12, 2, 2, 1)
 TIED = ModelConfig(11, 8, 12, 2, 2, 1, tie_word_embeddings=True)

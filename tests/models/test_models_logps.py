@@ -6,8 +6,8 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
+from helpers.one_rank import LossGradient
 from mindspore import ParameterTuple, Tensor
-from one_rank import LossGradient
 
 from r1parallel.data.batches import right_aligned
 from r1parallel.models import logps as logps_module
@@ -175,7 +175,7 @@ def test_temperature_divides_the_logits(model, rows, split_vocab, temperature):
 _MEASURE = """
 import numpy as np
 from mindspore import ParameterTuple, Tensor
-from one_rank import LossGradient
+from helpers.one_rank import LossGradient
 
 from r1parallel.config.schema import ContextConfig
 from r1parallel.config.model import ModelConfig

@@ -7,7 +7,7 @@ from mindspore import Tensor, ops
 from r1parallel.checkpoint.load import ArraySource
 from r1parallel.config.model import ModelConfig
 from r1parallel.errors import UserError
-from r1parallel.models.cached import token_model
+from r1parallel.models.decoding.model import token_model
 from r1parallel.models.parameters import (
     load_parameters,
     load_slices,
@@ -23,8 +23,8 @@ from r1parallel.models.parameters import (
     unallocated,
 )
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.mesh import Mesh
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.table import ModelLayout
 
 UNTIED = ModelConfig(11, 8, 12, 2, 2, 1)
 NORM = "model.norm_out.weight"

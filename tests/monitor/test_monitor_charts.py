@@ -2,7 +2,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from monitor_runs import write_grpo_run
+from helpers.monitor_runs import write_grpo_run
 
 from r1parallel.errors import UserError
 from r1parallel.monitor.charts import (

@@ -3,7 +3,7 @@ import re
 import pytest
 
 from r1parallel.parallel.compiling import compiling
-from r1parallel.parallel.world import DryWorld, World
+from r1parallel.parallel.launch.world import DryWorld, World
 
 
 def test_rank_0_says_what_is_compiled_before_and_how_long_it_took_after(capsys):

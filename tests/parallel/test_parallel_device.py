@@ -9,9 +9,9 @@ import pytest
 
 from r1parallel.config.schema import ContextConfig
 from r1parallel.parallel import device, worker
-from r1parallel.parallel.msrun import worker_environment
-from r1parallel.parallel.notes import Notes
-from r1parallel.parallel.world import World, is_scheduler, is_worker, launched_world_size
+from r1parallel.parallel.launch.msrun import worker_environment
+from r1parallel.parallel.launch.rank_status import Notes
+from r1parallel.parallel.launch.world import World, is_scheduler, is_worker, launched_world_size
 
 MEMBER = """\
 import sys

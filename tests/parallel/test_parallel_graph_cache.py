@@ -7,7 +7,7 @@ import pytest
 from r1parallel.config.schema import ContextConfig
 from r1parallel.parallel import graph_cache
 from r1parallel.parallel.graph_cache import GraphCache, begin_single_run, keep_graphs
-from r1parallel.parallel.world import World
+from r1parallel.parallel.launch.world import World
 
 ENABLE, PATH = "MS_COMPILER_CACHE_ENABLE", "MS_COMPILER_CACHE_PATH"
 

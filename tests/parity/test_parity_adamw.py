@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from helpers.one_rank import WholeLayout, actor_config
 from mindspore import Parameter, Tensor, nn, ops
-from one_rank import WholeLayout, actor_config
 
 from r1parallel.config.schema import OptimizerConfig
-from r1parallel.parallel.world import World
+from r1parallel.parallel.launch.world import World
 from r1parallel.training.step import TrainStep
 
 UPDATES, ROWS, INPUTS, OUTPUTS = 5, 6, 4, 3

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from r1parallel.checkpoint.convert import Target, convert_weight
-from r1parallel.checkpoint.names import concatenated_tensors, group_rows, to_hf, translate
+from r1parallel.checkpoint.tables.names import concatenated_tensors, group_rows, to_hf, translate
 from r1parallel.config.model import ModelConfig, load_model_config
 
 REPOSITORY = Path(__file__).parents[2]

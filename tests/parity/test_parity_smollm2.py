@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from r1parallel.config.schema import GenerateConfig, RunConfig, SamplingConfig
-from r1parallel.data.sources import Source
 from r1parallel.data.templates import render
+from r1parallel.data.text.sources import Source
 from r1parallel.generation.answer import Answerer
 from r1parallel.generation.engine import Completions
 

@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers.one_rank import LossGradient
 from mindspore import ParameterTuple, Tensor
-from one_rank import LossGradient
 
-from r1parallel.checkpoint.names import to_hf
+from r1parallel.checkpoint.tables.names import to_hf
 from r1parallel.config.model import ModelConfig
 from r1parallel.data.batches import right_aligned
 from r1parallel.models.logps import CompletionLogps

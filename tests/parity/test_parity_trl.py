@@ -14,15 +14,15 @@ pytest.importorskip(
     "trl", reason='NO PARITY CHECK: trl is missing; install the parity extra: pip install -e ".[parity]"'
 )
 
-from given_logps import GivenLogps
-from paper_cases import Case, told
-from paper_pieces import Batch
+from helpers.given_logps import GivenLogps
+from helpers.paper_cases import Case, told
+from helpers.paper_pieces import Batch
 from trl import GRPOTrainer, RLOOTrainer
 from trl_judge import Judge
 
 from r1parallel.config.schema import RLConfig
-from r1parallel.rl.advantages import token_advantages
-from r1parallel.rl.correction import rollout_corrections
+from r1parallel.rl.objective.advantages import token_advantages
+from r1parallel.rl.objective.correction import rollout_corrections
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
 GROUP, ROWS, SLOTS = 4, 8, 6

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from paper_cases import Case
+from helpers.paper_cases import Case
 
 PAD, STOP, WORD, PROMPT = 0, 1, 2, [3, 4]
 

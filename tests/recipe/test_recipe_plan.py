@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from one_rank import save_model
-from tiny_runs import MODEL, REPOSITORY, SIZES, STOP_ID, tiny_inputs
+from helpers.one_rank import save_model
+from helpers.tiny_runs import MODEL, REPOSITORY, SIZES, STOP_ID, tiny_inputs
 from toy_recipes import changed, toy_recipe, write_recipe
 
 from r1parallel.errors import UserError

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_runs import REPOSITORY, run_script
+from helpers.tiny_runs import REPOSITORY, run_script
 from toy_recipes import StandIn, changed, toy_recipe, write_recipe
 
 from r1parallel.checkpoint.load import config_beside

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
-from tiny_runs import SIZES
+from helpers.tiny_runs import SIZES
 
 ROWS = {"problems": "train", "prompt_type": "raw", "max_prompt_length": 6, "seq_length": 30}
 

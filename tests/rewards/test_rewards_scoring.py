@@ -1,7 +1,6 @@
 """Adding rewards up, and refusing what is wrong with them."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 
 from r1parallel.errors import UserError
 from r1parallel.rewards import REWARDS, check_reward_names, score
-from r1parallel.rewards import math_equal as math_equal_module
+from r1parallel.rewards.answers import math_equal as math_equal_module
 
 COMPLETIONS = [
     "<think>a</think><answer>18</answer>",
@@ -26,9 +25,8 @@ COMPLETIONS = [
 
 
 @pytest.fixture
-def shared_gsm8k():
-    folder = Path(os.environ.get("R1_SHARED", Path(math_equal_module.__file__).parents[3] / "shared"))
-    path = folder / "data" / "gsm8k" / "test.jsonl"
+def shared_gsm8k(shared_dir):
+    path = shared_dir / "data" / "gsm8k" / "test.jsonl"
     if not path.is_file():
         pytest.skip(f"no GSM8K at {path}: set R1_SHARED")
     return path

@@ -1,6 +1,6 @@
 import pytest
-from small_trainers import LEADER, share_of_sevens
-from tiny_runs import tiny_inputs
+from helpers.small_trainers import LEADER, share_of_sevens
+from helpers.tiny_runs import tiny_inputs
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from tiny_runs import REPOSITORY
+from helpers.tiny_runs import REPOSITORY
 
 from r1parallel.checkpoint.load import config_beside, open_model
 from r1parallel.config.model import load_model_config

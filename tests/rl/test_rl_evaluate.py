@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from one_rank import save_model
+from helpers.one_rank import save_model
 
 from r1parallel.config.model import ModelConfig
-from r1parallel.data.arithmetic import generate_arithmetic, write_character_tokenizer
-from r1parallel.data.tokenizer import Tokenizer, load_tokenizer
+from r1parallel.data.problems.arithmetic import generate_arithmetic, write_character_tokenizer
+from r1parallel.data.text.tokenizer import Tokenizer, load_tokenizer
 from r1parallel.errors import UserError
 from r1parallel.generation.engine import Completions
 from r1parallel.rl.evaluate import DEFAULT_VERIFIERS, evaluate, pass_at_k

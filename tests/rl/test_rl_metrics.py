@@ -1,12 +1,12 @@
 from dataclasses import replace
 
-import made_up
 import numpy as np
 import pytest
+from helpers import made_up
 
 from r1parallel.config.schema import RLConfig
-from r1parallel.rl.advantages import kept_rows
 from r1parallel.rl.metrics import completion_kl, experience_metrics, reward_metrics, update_metrics
+from r1parallel.rl.objective.advantages import kept_rows
 from r1parallel.rl.update import TokenStatistics
 
 GROUP, PROMPT, SLOTS = 4, 4, 6

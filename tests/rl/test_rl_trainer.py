@@ -1,11 +1,11 @@
 from types import SimpleNamespace
 
-import made_up
 import numpy as np
 import pytest
+from helpers import made_up
+from helpers.small_trainers import GAP, ODD, make_trainer, same, share_of_sevens, step_with_another_generator
+from helpers.tiny_runs import MODEL, STOP_ID, grpo_config
 from mindspore import Tensor
-from small_trainers import GAP, ODD, make_trainer, same, share_of_sevens, step_with_another_generator
-from tiny_runs import MODEL, STOP_ID, grpo_config
 
 from r1parallel.checkpoint.load import ArraySource
 from r1parallel.config.schema import RLConfig
@@ -15,7 +15,7 @@ from r1parallel.models.logps import CompletionLogps
 from r1parallel.models.parameters import model_parameters, parameter_values, random_values, state_values
 from r1parallel.monitor.phases import PhaseTimer
 from r1parallel.parallel.device import has_fused_kernels
-from r1parallel.rl.experience import collect
+from r1parallel.rl.experience.experience import collect
 from r1parallel.rl.loop import _load, _snapshot
 from r1parallel.rl.metrics import completion_kl
 from r1parallel.rl.trainer import Trainer

@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
-from small_trainers import GAP, ODD, make_trainer, same, step_with_another_generator
-from tiny_runs import MODEL
+from helpers.small_trainers import GAP, ODD, make_trainer, same, step_with_another_generator
+from helpers.tiny_runs import MODEL
 
 from r1parallel.checkpoint.load import read_model
 from r1parallel.errors import UserError
 from r1parallel.models.parameters import parameter_values, random_values
 from r1parallel.monitor.phases import PhaseTimer
-from r1parallel.rl.kl import kl_values
+from r1parallel.rl.objective.kl import kl_values
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu", "sevens")
 

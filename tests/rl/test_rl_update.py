@@ -1,14 +1,11 @@
 from dataclasses import replace
 
 import grpo_reference as paper
-import made_up
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from mindspore import Tensor
-from tiny_runs import MODEL
-from update_recorder import (
+from helpers import made_up
+from helpers.tiny_runs import MODEL
+from helpers.update_recorder import (
     Recorder,
     assert_same_gradients,
     make_logps,
@@ -16,14 +13,17 @@ from update_recorder import (
     make_recorder,
     update,
 )
+from hypothesis import given
+from hypothesis import strategies as st
+from mindspore import Tensor
 
 from r1parallel.config.schema import RLConfig
 from r1parallel.errors import UserError
 from r1parallel.models.parameters import parameter_values
-from r1parallel.rl.experience import Experience, judge
-from r1parallel.rl.losses import token_values
+from r1parallel.rl.experience.experience import Experience, judge
+from r1parallel.rl.experience.rows import RowShape
 from r1parallel.rl.metrics import completion_kl, experience_metrics, reward_metrics, update_metrics
-from r1parallel.rl.rows import RowShape
+from r1parallel.rl.objective.losses import token_values
 from r1parallel.rl.update import Batch, token_inputs, update_batches
 from r1parallel.training.step import TrainStep
 

@@ -1,6 +1,6 @@
 """Compile models for several ranks of several layouts, all in this process; a strategy file for each.
 
-python dry_run_worker.py FOLDER CASE:tied|untied:MODEL:RANK:TYPE …
+python compile_worker.py FOLDER CASE:tied|untied:MODEL:RANK:TYPE …
 """
 
 import json
@@ -8,11 +8,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from layout_cases import CASES, Case, model_config
+from helpers.layout_cases import CASES, Case, model_config
 
 from r1parallel.config.model import ModelConfig
 from r1parallel.config.schema import ActorConfig, ParallelConfig, RecomputeConfig, RunConfig
-from r1parallel.rl.dry_compile import compile_rank
+from r1parallel.strategy_check.compile_rank import compile_rank
 
 
 def sizes_of(tied: bool, compute_dtype: str) -> ModelConfig:

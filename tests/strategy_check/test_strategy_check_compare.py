@@ -12,24 +12,26 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from dry_run_worker import run_config, sizes_of
-from layout_cases import CASES, model_config
+from compile_worker import run_config, sizes_of
+from helpers.layout_cases import CASES, model_config
+from helpers.msrun import TESTS_ON_PATH
 
 from r1parallel.config.model import ModelConfig
 from r1parallel.errors import UserError
+from r1parallel.parallel.compile_only import DryProgram
 from r1parallel.parallel.device import has_fused_kernels
-from r1parallel.parallel.dry_program import DryProgram
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.mesh import Mesh
-from r1parallel.parallel.model_layout import configured_layout
-from r1parallel.parallel.msrun import worker_environment
-from r1parallel.parallel.strategy import read_rank_strategy, write_model_strategies
-from r1parallel.parallel.tensor_layout import Layout, TensorLayout
-from r1parallel.parallel.world import DryWorld
-from r1parallel.rl import dry_compile, dry_run
-from r1parallel.rl.dry_run import check_strategy, first_difference
+from r1parallel.parallel.launch.msrun import worker_environment
+from r1parallel.parallel.launch.world import DryWorld
+from r1parallel.parallel.layout.from_config import configured_layout
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.strategy_files import read_rank_strategy, write_model_strategies
+from r1parallel.parallel.layout.table import ModelLayout
+from r1parallel.parallel.layout.tensor_layout import Layout, TensorLayout
+from r1parallel.strategy_check import compare as dry_run
+from r1parallel.strategy_check import compile_rank as dry_compile
+from r1parallel.strategy_check.compare import check_strategy, first_difference
 
-WORKER = Path(__file__).with_name("dry_run_worker.py")
+WORKER = Path(__file__).with_name("compile_worker.py")
 LIMIT_S = 3600
 ALL_RANKS = bool(os.environ.get("R1_ALL_RANKS"))
 WHOLE = {("dp2-opt", False), ("tp2-pp2-sp", True)}  # layouts of which every rank is compiled
@@ -68,7 +70,7 @@ def test_mindspore_agrees_with_the_table(mindspore_cpu, tmp_path, tying):
     result = subprocess.run(
         [sys.executable, str(WORKER), str(tmp_path), *wanted],
         cwd=tmp_path,
-        env=worker_environment() | {"OMP_NUM_THREADS": "1"},
+        env=worker_environment() | TESTS_ON_PATH | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -9,12 +9,12 @@ import os
 from dataclasses import replace
 
 import pytest
-from tiny_runs import REPOSITORY, run_script
+from helpers.tiny_runs import REPOSITORY, run_script
 
-from r1parallel.config.load import load_config
+from r1parallel.config.loading.load import load_config
 from r1parallel.config.model import load_model_config
-from r1parallel.parallel.describe import first_ranks
-from r1parallel.parallel.model_layout import configured_layout
+from r1parallel.parallel.layout.describe import first_ranks
+from r1parallel.parallel.layout.from_config import configured_layout
 
 TOOL = "tools/make_strategy.py"
 CONFIGS = REPOSITORY / "model_configs"

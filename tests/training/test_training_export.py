@@ -2,23 +2,23 @@ import json
 
 import numpy as np
 import pytest
-from one_rank import save_model
-from simulated_world import SimulatedWorld
-from tiny_runs import MODEL, folder_bytes
+from helpers.one_rank import save_model
+from helpers.simulated_world import SimulatedWorld
+from helpers.tiny_runs import MODEL, folder_bytes
 
 from r1parallel.checkpoint.convert import Target, convert_weight
 from r1parallel.checkpoint.export import save_model_merged, save_model_ranks
 from r1parallel.checkpoint.load import config_beside, read_model
-from r1parallel.checkpoint.shards import Shards
+from r1parallel.checkpoint.reading.source import STRATEGY_FILE
 from r1parallel.checkpoint.slice import merge_checkpoint, slice_checkpoint
-from r1parallel.checkpoint.source import STRATEGY_FILE
-from r1parallel.data.arithmetic import write_character_tokenizer
-from r1parallel.data.tokenizer import load_tokenizer
+from r1parallel.checkpoint.writing.shards import Shards
+from r1parallel.data.problems.arithmetic import write_character_tokenizer
+from r1parallel.data.text.tokenizer import load_tokenizer
 from r1parallel.errors import UserError
 from r1parallel.models.parameters import random_values
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.mesh import Mesh
-from r1parallel.parallel.strategy import read_strategy
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.strategy_files import read_strategy
+from r1parallel.parallel.layout.table import ModelLayout
 
 ONE = ModelLayout(MODEL, Mesh())
 MANY = ModelLayout(MODEL, Mesh(dp=2, tp=2), opt_shard=True)

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny_runs import MODEL, SIZES, tiny_inputs
+from helpers.tiny_runs import MODEL, SIZES, tiny_inputs
 
 from r1parallel.config.model import ModelConfig
 from r1parallel.data.mindrecord import read_mindrecord

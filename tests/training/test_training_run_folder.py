@@ -2,17 +2,17 @@ import json
 
 import numpy as np
 import pytest
-from simulated_world import SimulatedWorld
-from tiny_runs import folder_bytes
+from helpers.simulated_world import SimulatedWorld
+from helpers.tiny_runs import folder_bytes
 
-from r1parallel.checkpoint.shards import Shards
-from r1parallel.config import RunConfig
-from r1parallel.config.load import SFT_SECTIONS
+from r1parallel.checkpoint.writing.shards import Shards
+from r1parallel.config.loading.load import SFT_SECTIONS
 from r1parallel.config.model import ModelConfig
+from r1parallel.config.schema import RunConfig
 from r1parallel.errors import UserError
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.mesh import Mesh
-from r1parallel.parallel.world import World
+from r1parallel.parallel.launch.world import World
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.table import ModelLayout
 from r1parallel.training.run_folder import RunFolder, check_steps_left
 
 IDENTITY = {"data_set": "32 rows, sha256 0123", "seed": 0}

@@ -2,15 +2,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers.tiny_runs import MODEL, sft_config, tiny_inputs
 from mindspore import Tensor
-from tiny_runs import MODEL, sft_config, tiny_inputs
 
 from r1parallel.config.model import ModelConfig
 from r1parallel.data.mindrecord import read_mindrecord
 from r1parallel.errors import UserError
 from r1parallel.models.logps import CompletionLogps
 from r1parallel.models.parameters import load_parameters, parameter_values, random_values
-from r1parallel.parallel.world import World
+from r1parallel.parallel.launch.world import World
 from r1parallel.training.sft import SFTTrainer
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")

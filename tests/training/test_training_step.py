@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
+from helpers.one_rank import WholeLayout, actor_config
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
-from one_rank import WholeLayout, actor_config
 
 from r1parallel.checkpoint.load import ArraySource
 from r1parallel.config.model import ModelConfig
 from r1parallel.config.schema import OptimizerConfig
 from r1parallel.errors import UserError
 from r1parallel.models.parameters import load_state, state_values
-from r1parallel.parallel.world import World
+from r1parallel.parallel.launch.world import World
 from r1parallel.training import optimizer
 from r1parallel.training.optimizer import AdamW, Momentum, SquaredNorms, decays
 from r1parallel.training.step import TrainStep

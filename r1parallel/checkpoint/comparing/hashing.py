@@ -9,13 +9,13 @@ from typing import TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from r1parallel.checkpoint.copy_engine import Progress
-from r1parallel.checkpoint.dtypes import DTYPES
-from r1parallel.checkpoint.manifest import new_hash
-from r1parallel.checkpoint.rows import Rows, size_of, whole, words
-from r1parallel.checkpoint.streams import Streams
-from r1parallel.checkpoint.tensor_entry import as_bytes
-from r1parallel.checkpoint.windows import windows
+from r1parallel.checkpoint.formats.dtypes import DTYPES
+from r1parallel.checkpoint.formats.manifest import new_hash
+from r1parallel.checkpoint.formats.tensor_entry import as_bytes
+from r1parallel.checkpoint.reading.rows import Rows, size_of, whole, words
+from r1parallel.checkpoint.reading.streams import Streams
+from r1parallel.checkpoint.reading.windows import windows
+from r1parallel.checkpoint.writing.copy_engine import Progress
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")

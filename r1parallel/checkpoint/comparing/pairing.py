@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from r1parallel.checkpoint.match import take_part
-from r1parallel.checkpoint.names import EMBEDDING, HEAD, ROTARY_BUFFER, family_of, separate_tensors, translate
-from r1parallel.checkpoint.rows import Rows
-from r1parallel.checkpoint.side_files import CONFIG_FILE
-from r1parallel.checkpoint.source import Source
+from r1parallel.checkpoint.formats.side_files import CONFIG_FILE
+from r1parallel.checkpoint.reading.match import take_part
+from r1parallel.checkpoint.reading.rows import Rows
+from r1parallel.checkpoint.reading.source import Source
+from r1parallel.checkpoint.tables.names import EMBEDDING, HEAD, ROTARY_BUFFER, family_of, separate_tensors, translate
 from r1parallel.config.model import ModelConfig, load_model_config
 from r1parallel.errors import UserError
 

@@ -15,9 +15,9 @@ from math import prod
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from r1parallel.checkpoint.claims import MAX_NAME, MAX_TENSORS, check_name, shown, stored_bytes
-from r1parallel.checkpoint.dtypes import CKPT_DTYPES, DTYPES
-from r1parallel.checkpoint.tensor_entry import Extent, FilePlan, TensorEntry
+from r1parallel.checkpoint.formats.dtypes import CKPT_DTYPES, DTYPES
+from r1parallel.checkpoint.formats.header_limits import MAX_NAME, MAX_TENSORS, check_name, shown, stored_bytes
+from r1parallel.checkpoint.formats.tensor_entry import Extent, FilePlan, TensorEntry
 from r1parallel.errors import UserError
 from r1parallel.wire import BYTES, VARINT, Field, WireError, WireFile, encode_bytes, encode_length, encode_varint
 

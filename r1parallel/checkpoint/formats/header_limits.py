@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-from r1parallel.checkpoint.dtypes import DTYPES
+from r1parallel.checkpoint.formats.dtypes import DTYPES
 
 MAX_TENSORS = 100_000  # in one file; Qwen2.5-72B has 963. A tensor of a header takes about a kilobyte of memory.
 MAX_NAME = 4096  # bytes

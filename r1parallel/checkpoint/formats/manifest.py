@@ -14,8 +14,8 @@ from typing import Any
 import xxhash
 
 from r1parallel.atomic import replacing
-from r1parallel.checkpoint.claims import shown
-from r1parallel.checkpoint.tensor_entry import TensorEntry
+from r1parallel.checkpoint.formats.header_limits import shown
+from r1parallel.checkpoint.formats.tensor_entry import TensorEntry
 from r1parallel.errors import UserError
 
 SUFFIX = ".manifest.json"

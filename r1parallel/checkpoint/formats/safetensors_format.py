@@ -8,9 +8,9 @@ from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from r1parallel.checkpoint.claims import MAX_TENSORS, check_name, no_duplicates, shown, stored_bytes
-from r1parallel.checkpoint.dtypes import DTYPES
-from r1parallel.checkpoint.tensor_entry import Extent, FilePlan, TensorEntry
+from r1parallel.checkpoint.formats.dtypes import DTYPES
+from r1parallel.checkpoint.formats.header_limits import MAX_TENSORS, check_name, no_duplicates, shown, stored_bytes
+from r1parallel.checkpoint.formats.tensor_entry import Extent, FilePlan, TensorEntry
 from r1parallel.errors import UserError
 
 _LENGTH = struct.Struct("<Q")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from r1parallel.atomic import replacing
-from r1parallel.checkpoint.dtypes import CONFIG_DTYPES
+from r1parallel.checkpoint.formats.dtypes import CONFIG_DTYPES
 from r1parallel.config.model import load_model_config
 
 CONFIG_FILE = "config.json"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from r1parallel.checkpoint.dtypes import DTYPES
+from r1parallel.checkpoint.formats.dtypes import DTYPES
 from r1parallel.errors import UserError
 
 # (offset in the file, bytes): a stretch of a file. A tensor's stretches hold its elements in row order.

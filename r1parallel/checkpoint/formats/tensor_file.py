@@ -5,10 +5,10 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from r1parallel.checkpoint import ckpt_format, safetensors_format
-from r1parallel.checkpoint.claims import no_duplicates, shown
-from r1parallel.checkpoint.manifest import with_digests
-from r1parallel.checkpoint.tensor_entry import TensorEntry
+from r1parallel.checkpoint.formats import ckpt_format, safetensors_format
+from r1parallel.checkpoint.formats.header_limits import no_duplicates, shown
+from r1parallel.checkpoint.formats.manifest import with_digests
+from r1parallel.checkpoint.formats.tensor_entry import TensorEntry
 from r1parallel.errors import UserError
 
 FORMATS = {"safetensors": safetensors_format, "ckpt": ckpt_format}  # the end of a file's name → what reads and plans it

@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping
 
-from r1parallel.checkpoint.dtypes import CONFIG_DTYPES
-from r1parallel.checkpoint.names import (
+from r1parallel.checkpoint.formats.dtypes import CONFIG_DTYPES
+from r1parallel.checkpoint.reading.rows import PartRows, Rows
+from r1parallel.checkpoint.reading.source import Source
+from r1parallel.checkpoint.reading.windows import are_equal
+from r1parallel.checkpoint.tables.names import (
     EMBEDDING,
     HEAD,
     ROTARY_BUFFER,
@@ -12,9 +15,6 @@ from r1parallel.checkpoint.names import (
     separate_tensors,
     translate,
 )
-from r1parallel.checkpoint.rows import PartRows, Rows
-from r1parallel.checkpoint.source import Source
-from r1parallel.checkpoint.windows import are_equal
 from r1parallel.config.model import ModelConfig
 from r1parallel.errors import UserError
 

@@ -12,11 +12,11 @@ from typing import Protocol
 
 import numpy as np
 
-from r1parallel.checkpoint.dtypes import DTYPES, cast
-from r1parallel.checkpoint.streams import Streams
-from r1parallel.checkpoint.tensor_entry import TensorEntry, as_bytes
+from r1parallel.checkpoint.formats.dtypes import DTYPES, cast
+from r1parallel.checkpoint.formats.tensor_entry import TensorEntry, as_bytes
+from r1parallel.checkpoint.reading.streams import Streams
 from r1parallel.errors import UserError
-from r1parallel.parallel.tensor_layout import Slices
+from r1parallel.parallel.layout.tensor_layout import Slices
 
 Span = tuple[tuple[int, int], ...]  # (begin, end) in each dim of the full tensor
 

@@ -6,10 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from r1parallel.checkpoint.placement import cut_tensor, find_layout, is_everywhere, missing_names, stage_tensors
-from r1parallel.checkpoint.rows import Span, StoredRows, size_of
-from r1parallel.checkpoint.tensor_entry import TensorEntry
-from r1parallel.checkpoint.tensor_file import (
+from r1parallel.checkpoint.formats.tensor_entry import TensorEntry
+from r1parallel.checkpoint.formats.tensor_file import (
     INDEX_FILE,
     SINGLE_FILES,
     Checkpoint,
@@ -17,10 +15,12 @@ from r1parallel.checkpoint.tensor_file import (
     open_rank,
     rank_folders,
 )
-from r1parallel.checkpoint.windows import read_rows
+from r1parallel.checkpoint.reading.rows import Span, StoredRows, size_of
+from r1parallel.checkpoint.reading.windows import read_rows
+from r1parallel.checkpoint.tables.placement import cut_tensor, find_layout, is_everywhere, missing_names, stage_tensors
 from r1parallel.errors import UserError
-from r1parallel.parallel.strategy import read_strategy
-from r1parallel.parallel.tensor_layout import Layout, Slices
+from r1parallel.parallel.layout.strategy_files import read_strategy
+from r1parallel.parallel.layout.tensor_layout import Layout, Slices
 
 STRATEGY_FILE = "strategy.ckpt"  # beside the rank folders of a model that we saved: how it is cut
 

@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 from types import TracebackType
 
-from r1parallel.checkpoint.manifest import manifest_path, new_hash
-from r1parallel.checkpoint.tensor_entry import TensorEntry
+from r1parallel.checkpoint.formats.manifest import manifest_path, new_hash
+from r1parallel.checkpoint.formats.tensor_entry import TensorEntry
 from r1parallel.errors import UserError
 
 _MOST_OPEN = 32  # files of one thread

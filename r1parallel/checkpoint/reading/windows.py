@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from r1parallel.checkpoint.dtypes import DTYPES
-from r1parallel.checkpoint.rows import Rows, size_of, whole, words
-from r1parallel.checkpoint.streams import Streams
+from r1parallel.checkpoint.formats.dtypes import DTYPES
+from r1parallel.checkpoint.reading.rows import Rows, size_of, whole, words
+from r1parallel.checkpoint.reading.streams import Streams
 from r1parallel.errors import UserError
-from r1parallel.parallel.tensor_layout import Slices
+from r1parallel.parallel.layout.tensor_layout import Slices
 
 WINDOW = 2 * 2**20  # bytes that reading a window takes, about: small enough to stay in the processor's cache
 _LARGEST_STEP = 2**29  # bytes; a window is never less than one row, or one group of interleaved rows

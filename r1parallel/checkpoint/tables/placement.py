@@ -4,9 +4,9 @@ from collections.abc import Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
 
-from r1parallel.checkpoint.names import separate_tensors, to_hf
+from r1parallel.checkpoint.tables.names import separate_tensors, to_hf
 from r1parallel.errors import UserError
-from r1parallel.parallel.tensor_layout import Layout, Slices, TensorLayout
+from r1parallel.parallel.layout.tensor_layout import Layout, Slices, TensorLayout
 
 
 def find_layout(table: Mapping[str, TensorLayout], name: str) -> TensorLayout | None:

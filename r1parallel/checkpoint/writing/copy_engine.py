@@ -14,14 +14,14 @@ from threading import Event, Lock
 
 import numpy as np
 
-from r1parallel.checkpoint.folders import explained, flush
-from r1parallel.checkpoint.manifest import new_hash
-from r1parallel.checkpoint.rows import Rows, size_of, words
-from r1parallel.checkpoint.streams import Streams
-from r1parallel.checkpoint.tensor_entry import Extent, FilePlan, as_bytes
-from r1parallel.checkpoint.windows import windows
+from r1parallel.checkpoint.formats.manifest import new_hash
+from r1parallel.checkpoint.formats.tensor_entry import Extent, FilePlan, as_bytes
+from r1parallel.checkpoint.reading.rows import Rows, size_of, words
+from r1parallel.checkpoint.reading.streams import Streams
+from r1parallel.checkpoint.reading.windows import windows
+from r1parallel.checkpoint.writing.folders import explained, flush
 from r1parallel.errors import UserError
-from r1parallel.parallel.tensor_layout import Slices
+from r1parallel.parallel.layout.tensor_layout import Slices
 
 # Bytes of one write. For 4 MB at once Linux 6.18 takes pages of 2 MB into its cache: on a virtual machine much slower.
 _AT_ONCE = 256 * 2**10

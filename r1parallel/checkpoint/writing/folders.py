@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from r1parallel.checkpoint.tensor_file import rank_folders
+from r1parallel.checkpoint.formats.tensor_file import rank_folders
 from r1parallel.errors import UserError
 
 _LOCK, _TEMPORARY = "r1parallel.lock", "r1parallel.tmp"  # ends of names that nobody else gives to files of his own

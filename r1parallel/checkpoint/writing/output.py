@@ -9,15 +9,15 @@ from pathlib import Path
 from tqdm import tqdm
 
 from r1parallel.atomic import replacing
-from r1parallel.checkpoint.copy_engine import Job, Part, create_file, flush_files, run_jobs
-from r1parallel.checkpoint.dtypes import DTYPES
-from r1parallel.checkpoint.manifest import manifest_path, write_manifest
-from r1parallel.checkpoint.placement import cut_tensor, stage_tensors
-from r1parallel.checkpoint.rows import Rows, size_of, whole
-from r1parallel.checkpoint.tensor_entry import FilePlan
-from r1parallel.checkpoint.tensor_file import FORMATS, INDEX_FILE, NAME_MAP_FILE, SINGLE_FILES, read_file
+from r1parallel.checkpoint.formats.dtypes import DTYPES
+from r1parallel.checkpoint.formats.manifest import manifest_path, write_manifest
+from r1parallel.checkpoint.formats.tensor_entry import FilePlan
+from r1parallel.checkpoint.formats.tensor_file import FORMATS, INDEX_FILE, NAME_MAP_FILE, SINGLE_FILES, read_file
+from r1parallel.checkpoint.reading.rows import Rows, size_of, whole
+from r1parallel.checkpoint.tables.placement import cut_tensor, stage_tensors
+from r1parallel.checkpoint.writing.copy_engine import Job, Part, create_file, flush_files, run_jobs
 from r1parallel.errors import UserError
-from r1parallel.parallel.tensor_layout import Layout, Slices
+from r1parallel.parallel.layout.tensor_layout import Layout, Slices
 
 MAX_SHARD_SIZE = 5 * 10**9  # bytes; what Hugging Face cuts at
 Header = tuple[str, tuple[int, ...], str]  # name, shape, dtype of a tensor in a file

@@ -4,8 +4,8 @@ import shutil
 from itertools import groupby
 from pathlib import Path
 
-from r1parallel.checkpoint.output import Output
-from r1parallel.checkpoint.source import Source
+from r1parallel.checkpoint.reading.source import Source
+from r1parallel.checkpoint.writing.output import Output
 
 
 def plan_text(source: Source, output: Output, destination: str | Path) -> str:

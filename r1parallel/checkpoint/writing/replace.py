@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from r1parallel.checkpoint.folders import explained, locked, refuse_link, temporary_folder
-from r1parallel.checkpoint.manifest import SUFFIX, manifest_path
-from r1parallel.checkpoint.side_files import CONFIG_FILE
-from r1parallel.checkpoint.source import STRATEGY_FILE
-from r1parallel.checkpoint.tensor_file import FORMATS, INDEX_FILE, NAME_MAP_FILE, SINGLE_FILES, rank_folders
+from r1parallel.checkpoint.formats.manifest import SUFFIX, manifest_path
+from r1parallel.checkpoint.formats.side_files import CONFIG_FILE
+from r1parallel.checkpoint.formats.tensor_file import FORMATS, INDEX_FILE, NAME_MAP_FILE, SINGLE_FILES, rank_folders
+from r1parallel.checkpoint.reading.source import STRATEGY_FILE
+from r1parallel.checkpoint.writing.folders import explained, locked, refuse_link, temporary_folder
 from r1parallel.config.model import load_model_config
 from r1parallel.errors import UserError
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from r1parallel.checkpoint.dtypes import dtype_name
-from r1parallel.checkpoint.tensor_writer import Tensor
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.tensor_layout import Layout, Slices
+from r1parallel.checkpoint.formats.dtypes import dtype_name
+from r1parallel.checkpoint.writing.tensor_writer import Tensor
+from r1parallel.parallel.layout.table import ModelLayout
+from r1parallel.parallel.layout.tensor_layout import Layout, Slices
 
 
 @dataclass(frozen=True)

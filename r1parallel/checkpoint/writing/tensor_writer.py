@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from r1parallel.checkpoint.dtypes import dtype_name
-from r1parallel.checkpoint.output import MAX_SHARD_SIZE, plan_full, write_output
-from r1parallel.checkpoint.replace import replaced_checkpoint
-from r1parallel.checkpoint.rows import ArrayRows
+from r1parallel.checkpoint.formats.dtypes import dtype_name
+from r1parallel.checkpoint.reading.rows import ArrayRows
+from r1parallel.checkpoint.writing.output import MAX_SHARD_SIZE, plan_full, write_output
+from r1parallel.checkpoint.writing.replace import replaced_checkpoint
 
 # (name, shape, the header's name of the dtype, the tensor)
 Tensor = tuple[str, tuple[int, ...], str, np.ndarray]

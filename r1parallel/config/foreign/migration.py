@@ -1,16 +1,18 @@
-"""Print docs/migration.md: `python -m r1parallel.config.migration > docs/migration.md`."""
+"""Print docs/migration.md: `python -m r1parallel.config.foreign.migration > docs/migration.md`."""
 
 from collections.abc import Mapping
 
-from r1parallel.config import foreign_mindformers, foreign_mindrlhf, foreign_mindspeed
-from r1parallel.config.foreign import Fate, shown
-from r1parallel.config.foreign_mindrlhf import Flag
+from r1parallel.config.foreign import mindformers as foreign_mindformers
+from r1parallel.config.foreign import mindrlhf as foreign_mindrlhf
+from r1parallel.config.foreign import mindspeed as foreign_mindspeed
+from r1parallel.config.foreign.key_translation import Fate, shown
+from r1parallel.config.foreign.mindrlhf import Flag
 from r1parallel.config.model import MINDFORMERS_SIZES
 
 _INTRODUCTION = """\
 # Coming from mindrlhf, mindformers or MindSpeed-RL
 
-This page is made from the tables in `r1parallel/config/foreign_*.py` by `python -m r1parallel.config.migration`.
+This page is made from the tables in `r1parallel/config/foreign/` by `python -m r1parallel.config.foreign.migration`.
 
 Files and flags of these tools are read as they are. Before anything is loaded, rank 0 prints one line for each key or
 flag that has another name or no meaning here:

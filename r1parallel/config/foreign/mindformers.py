@@ -6,11 +6,11 @@ key of a section that the file cannot speak for is of no use: in GRPO, as in min
 optimizer, the schedule and the weights.
 """
 
-from r1parallel.config import mindformers_values as values
-from r1parallel.config.foreign import Fate, Table, only, renamed, without_meaning
-from r1parallel.config.foreign_mindrlhf import FLAGS as MINDRLHF_FLAGS
-from r1parallel.config.foreign_mindrlhf import KEYS as MINDRLHF_KEYS
-from r1parallel.config.foreign_mindrlhf import Flag
+from r1parallel.config.foreign import mindformers_values as values
+from r1parallel.config.foreign.key_translation import Fate, Table, only, renamed, without_meaning
+from r1parallel.config.foreign.mindrlhf import FLAGS as MINDRLHF_FLAGS
+from r1parallel.config.foreign.mindrlhf import KEYS as MINDRLHF_KEYS
+from r1parallel.config.foreign.mindrlhf import Flag
 from r1parallel.config.model import MINDFORMERS_SIZES
 
 _DECODING = "sampling_config says how completions are drawn"

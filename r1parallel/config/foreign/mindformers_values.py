@@ -7,7 +7,7 @@ None where something else must give one, and raises ValueError where there is no
 from pathlib import Path
 from typing import Any
 
-from r1parallel.config.foreign import Look
+from r1parallel.config.foreign.key_translation import Look
 from r1parallel.config.stages import offset_stages
 
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant"}

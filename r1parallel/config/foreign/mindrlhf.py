@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from r1parallel.config.foreign import Fate, Look, Table, only, renamed, without_meaning
+from r1parallel.config.foreign.key_translation import Fate, Look, Table, only, renamed, without_meaning
 
 _PPO = "mindrlhf reads it for PPO; its GRPO does not use it either"
 _VLLM = "there is no vLLM here; the generator is r1parallel's own"

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from r1parallel.config.foreign import Fate, Look, Table, only, renamed, without_meaning
+from r1parallel.config.foreign.key_translation import Fate, Look, Table, only, renamed, without_meaning
 
 _KL = {"kl": "k1", "abs": "abs", "mse": "k2", "low_var_kl": "k3"}
 _DISPATCH = "completions of a step are handed on together"

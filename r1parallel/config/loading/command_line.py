@@ -4,11 +4,12 @@ import inspect
 from collections import deque
 from collections.abc import Sequence
 
-from r1parallel.config import foreign_mindformers, foreign_mindrlhf
-from r1parallel.config.foreign import shown
-from r1parallel.config.foreign_mindrlhf import Flag
+from r1parallel.config.foreign import mindformers as foreign_mindformers
+from r1parallel.config.foreign import mindrlhf as foreign_mindrlhf
+from r1parallel.config.foreign.key_translation import shown
+from r1parallel.config.foreign.mindrlhf import Flag
 from r1parallel.config.keys import Key, help_texts, list_keys, nearest
-from r1parallel.config.load import foreign_keys, load_config
+from r1parallel.config.loading.load import foreign_keys, load_config
 from r1parallel.config.schema import RunConfig
 from r1parallel.config.values import kind_name, value_text
 from r1parallel.errors import UserError

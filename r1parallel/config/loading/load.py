@@ -6,14 +6,15 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from r1parallel.config import foreign_mindrlhf, foreign_mindspeed
-from r1parallel.config.foreign import Given, Table, merged
+from r1parallel.config.foreign import mindrlhf as foreign_mindrlhf
+from r1parallel.config.foreign import mindspeed as foreign_mindspeed
+from r1parallel.config.foreign.key_translation import Given, Table, merged
 from r1parallel.config.keys import Key, closest, list_keys, nearest
-from r1parallel.config.model_files import check_same_sizes, is_mindformers, read_mindformers, read_model_file
+from r1parallel.config.loading.model_files import check_same_sizes, is_mindformers, read_mindformers, read_model_file
+from r1parallel.config.loading.yaml_file import Dialect, YamlFile, known_value, value_of_text
 from r1parallel.config.presets import PRESETS
 from r1parallel.config.schema import RunConfig
 from r1parallel.config.values import from_text, kind_name
-from r1parallel.config.yaml_file import Dialect, YamlFile, known_value, value_of_text
 from r1parallel.errors import UserError
 
 SFT_SECTIONS = ("sft_config", "actor_config", "context", "monitor_config")

@@ -3,11 +3,11 @@
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from r1parallel.config.foreign import Given, shown
-from r1parallel.config.foreign_mindformers import KEYS, SIZES
+from r1parallel.config.foreign.key_translation import Given, shown
+from r1parallel.config.foreign.mindformers import KEYS, SIZES
 from r1parallel.config.keys import Key
+from r1parallel.config.loading.yaml_file import Dialect, YamlFile
 from r1parallel.config.model import load_model_config
-from r1parallel.config.yaml_file import Dialect, YamlFile
 from r1parallel.errors import UserError
 
 _MARKS = {"model", "trainer", "runner_config"}  # top-level keys that only mindformers' files have

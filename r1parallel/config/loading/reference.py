@@ -1,18 +1,18 @@
-"""Print docs/configuration.md: `python -m r1parallel.config.reference > docs/configuration.md`."""
+"""Print docs/configuration.md: `python -m r1parallel.config.loading.reference > docs/configuration.md`."""
 
 import inspect
 from dataclasses import fields
 
-from r1parallel.config.command_line import ALIASES
 from r1parallel.config.keys import Key, help_texts, list_keys
-from r1parallel.config.load import GRPO_SECTIONS, PREDICT_SECTIONS, SFT_SECTIONS
+from r1parallel.config.loading.command_line import ALIASES
+from r1parallel.config.loading.load import GRPO_SECTIONS, PREDICT_SECTIONS, SFT_SECTIONS
 from r1parallel.config.schema import RunConfig
 from r1parallel.config.values import kind_name, value_text
 
 _INTRODUCTION = """\
 # Configuration
 
-This page is made from `r1parallel/config/schema.py` by `python -m r1parallel.config.reference`.
+This page is made from `r1parallel/config/schema.py` by `python -m r1parallel.config.loading.reference`.
 
 A run starts from the defaults, then takes the preset of `rl_config.algorithm`, wherever that is given, then the YAML
 file of `--config`, then the flags of the command line. The presets are in `r1parallel/config/presets.py`.

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from r1parallel.config.foreign import Given, Table, shown
-from r1parallel.config.foreign_mindrlhf import VALUES
+from r1parallel.config.foreign.key_translation import Given, Table, shown
+from r1parallel.config.foreign.mindrlhf import VALUES
 from r1parallel.config.keys import Key, nearest
 from r1parallel.config.schema import RunConfig
 from r1parallel.config.values import from_yaml, kind_name

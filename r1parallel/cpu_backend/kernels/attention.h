@@ -10,10 +10,10 @@
 #include <cmath>
 #include <vector>
 
-#include "products.h"
-#include "runs.h"
-#include "scratch.h"
-#include "vectors.h"
+#include "common/products.h"
+#include "common/runs.h"
+#include "common/scratch.h"
+#include "common/vectors.h"
 
 namespace r1parallel {
 constexpr size_t kQueryTile = 16;

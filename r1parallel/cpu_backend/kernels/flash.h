@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "attention.h"
-#include "elementwise.h"
-#include "fused.h"
+#include "common/elementwise.h"
+#include "common/fused.h"
 #include "op_enum.h"
 
 namespace mindspore {

@@ -4,17 +4,17 @@
 #include <memory>
 #include <string>
 
-#include "block.h"
-#include "block_gradient.h"
-#include "chunk_block.h"
-#include "elementwise.h"
+#include "blocks/block.h"
+#include "blocks/block_gradient.h"
+#include "blocks/chunk_block.h"
+#include "common/elementwise.h"
 #include "flash.h"
-#include "fused.h"
+#include "common/fused.h"
 #include "gradients.h"
 #include "matmul.h"
 #include "scatter.h"
 #include "softmax.h"
-#include "token_block.h"
+#include "blocks/token_block.h"
 
 namespace mindspore {
 namespace kernel {

@@ -6,8 +6,8 @@
 #include <cstring>
 #include <vector>
 
-#include "elementwise.h"
-#include "replacement.h"
+#include "common/elementwise.h"
+#include "common/replacement.h"
 
 namespace r1parallel {
 // To be called before memory is read that is written next: of memory that nobody has used yet a page that is read first

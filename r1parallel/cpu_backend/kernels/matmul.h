@@ -2,10 +2,10 @@
 #ifndef R1PARALLEL_CPU_BACKEND_MATMUL_H_
 #define R1PARALLEL_CPU_BACKEND_MATMUL_H_
 
-#include "products.h"
-#include "replacement.h"
-#include "scratch.h"
-#include "sgemm.h"
+#include "common/products.h"
+#include "common/replacement.h"
+#include "common/scratch.h"
+#include "common/sgemm.h"
 
 namespace mindspore {
 namespace kernel {

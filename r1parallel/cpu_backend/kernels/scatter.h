@@ -4,7 +4,7 @@
 
 #include <cstring>
 
-#include "replacement.h"
+#include "common/replacement.h"
 
 namespace mindspore {
 namespace kernel {

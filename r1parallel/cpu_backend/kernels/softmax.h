@@ -6,8 +6,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "elementwise.h"
-#include "replacement.h"
+#include "common/elementwise.h"
+#include "common/replacement.h"
 
 namespace r1parallel {
 constexpr size_t kBlock = 1 << 10;  // numbers that are added up in float32

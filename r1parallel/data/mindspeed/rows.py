@@ -5,9 +5,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from r1parallel.data.mindspeed_yaml import LEARN_ANSWERS, PROMPTS_IN_MESSAGES, DatasetYaml
-from r1parallel.data.sources import BadRow, Example, RowFormat, Source, ground_truth, only_message, optional_text
-from r1parallel.data.tokenizer import Tokenizer
+from r1parallel.data.mindspeed.yaml_file import LEARN_ANSWERS, PROMPTS_IN_MESSAGES, DatasetYaml
+from r1parallel.data.text.sources import BadRow, Example, RowFormat, Source, ground_truth, only_message, optional_text
+from r1parallel.data.text.tokenizer import Tokenizer
 from r1parallel.errors import UserError
 
 _ENDINGS = (".json", ".jsonl", ".parquet")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from r1parallel.data.tokenizer import Tokenizer
+from r1parallel.data.text.tokenizer import Tokenizer
 from r1parallel.errors import UserError
 
 _R1_WORDING = (

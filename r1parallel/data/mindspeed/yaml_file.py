@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from r1parallel.config.keys import nearest
-from r1parallel.data.mindspeed_templates import MindSpeedTemplate, load_mindspeed_template
+from r1parallel.data.mindspeed.templates import MindSpeedTemplate, load_mindspeed_template
 from r1parallel.errors import UserError
 
 LEARN_ANSWERS = "AlpacaStyleInstructionHandler"

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from r1parallel.atomic import replacing
-from r1parallel.data.arithmetic import arithmetic_key
-from r1parallel.data.countdown import countdown_key
-from r1parallel.data.sources import json_lines
+from r1parallel.data.problems.arithmetic import arithmetic_key
+from r1parallel.data.problems.countdown import countdown_key
+from r1parallel.data.text.sources import json_lines
 from r1parallel.errors import UserError
 
 _KEYS: dict[str, Callable[[dict[str, Any]], Any]] = {"countdown": countdown_key, "arithmetic": arithmetic_key}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from r1parallel.config.model import ModelConfig
-from r1parallel.data.tokenizer_backends import Backend, load_backend
+from r1parallel.data.text.tokenizer_backends import Backend, load_backend
 from r1parallel.errors import UserError
 
 

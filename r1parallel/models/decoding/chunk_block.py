@@ -10,10 +10,10 @@ from mindspore import Tensor
 from mindspore.ops import PrimitiveWithInfer, prim_attr_register, signature
 
 from r1parallel.config.model import ModelConfig
-from r1parallel.models.attention import Attention
-from r1parallel.models.fused import Operators
+from r1parallel.models.fused.operators import Operators
+from r1parallel.models.fused.whole_block import WEIGHTS, weights
+from r1parallel.models.layers.attention import Attention
 from r1parallel.models.qwen2_5 import Block
-from r1parallel.models.whole_block import WEIGHTS, weights
 
 _READ = ("x_TH", "slots", "cos_BS1D", "sin_BS1D", *WEIGHTS)
 _WRITTEN = ("key_cache", "value_cache")

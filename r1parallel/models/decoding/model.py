@@ -7,10 +7,10 @@ from functools import partial
 from mindspore import nn
 
 from r1parallel.config.model import ModelConfig
-from r1parallel.models.cache import ChunkRows, TokenRows
-from r1parallel.models.cached_block import WholeChunkBlock, WholeTokenBlock
-from r1parallel.models.fused import PLAIN, Operators
-from r1parallel.models.layers import Linear, TiedHead
+from r1parallel.models.decoding.chunk_block import WholeChunkBlock, WholeTokenBlock
+from r1parallel.models.fused.operators import PLAIN, Operators
+from r1parallel.models.layers.kv_cache import ChunkRows, TokenRows
+from r1parallel.models.layers.layers import Linear, TiedHead
 from r1parallel.models.parameters import share_parameters
 from r1parallel.models.qwen2_5 import Block, Qwen2ForCausalLM
 

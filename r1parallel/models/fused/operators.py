@@ -18,11 +18,11 @@ from mindspore.ops.auto_generate import FlashAttentionScore, RmsNorm, RotaryPosi
 
 from r1parallel.config.model import ModelConfig
 from r1parallel.errors import UserError
-from r1parallel.models.attention import Attention
-from r1parallel.models.cache import PromptAttention, TokenAttention
-from r1parallel.models.geometry import Geometry, PaddedRows, Positions
-from r1parallel.models.layers import Embedding, Linear, RMSNorm, TiedHead
-from r1parallel.models.whole_block import WholeBlock
+from r1parallel.models.fused.whole_block import WholeBlock
+from r1parallel.models.layers.attention import Attention
+from r1parallel.models.layers.geometry import Geometry, PaddedRows, Positions
+from r1parallel.models.layers.kv_cache import PromptAttention, TokenAttention
+from r1parallel.models.layers.layers import Embedding, Linear, RMSNorm, TiedHead
 from r1parallel.parallel.device import has_fused_kernels
 
 _HEAD_SIZES = 16  # on Ascend the fused attention takes multiples of this

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from r1parallel.models.fused import Operators
+from r1parallel.models.fused.operators import Operators
 
 
 class Places(NamedTuple):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from mindspore import Tensor, nn, ops
 
 from r1parallel.config.model import ModelConfig
-from r1parallel.models.layers import Linear
+from r1parallel.models.layers.layers import Linear
 
 
 class Rotate(nn.Cell):

@@ -15,7 +15,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
 from r1parallel.config.model import ModelConfig
-from r1parallel.models.attention import Attention
+from r1parallel.models.layers.attention import Attention
 
 
 class Cache(nn.Cell):

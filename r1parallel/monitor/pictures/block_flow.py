@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from r1parallel.parallel.layout import split_dim
-from r1parallel.parallel.mesh import Mesh
-from r1parallel.parallel.operators import DP, OPERATORS, ROWS, TP
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.operators import DP, OPERATORS, ROWS, TP
+from r1parallel.parallel.layout.table import split_dim
 
 Split = tuple[str | None, ...]  # the mesh axis that splits the rows, and the one that splits the columns
 HALVES = ("attention", "feed forward")

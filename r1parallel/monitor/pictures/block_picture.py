@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-from r1parallel.monitor.block_flow import HALVES, Split, Step, block_steps, collective, num_parts, part_of
-from r1parallel.monitor.canvas import Canvas, ranks_text
 from r1parallel.monitor.charts import GRID, INK, SERIES
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.mesh import Mesh
-from r1parallel.parallel.operators import DP, ROWS, TP
+from r1parallel.monitor.pictures.block_flow import HALVES, Split, Step, block_steps, collective, num_parts, part_of
+from r1parallel.monitor.pictures.canvas import Canvas, ranks_text
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.operators import DP, ROWS, TP
+from r1parallel.parallel.layout.table import ModelLayout
 
 _WIDTH, _HALF = 800.0, 394.0
 _BAR, _MATRIX, _HEIGHT = 40.0, 88.0, 84.0  # of a vector, of a matrix, of both

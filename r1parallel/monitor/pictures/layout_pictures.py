@@ -4,10 +4,10 @@ from pathlib import Path
 
 from r1parallel.config.schema import RunConfig
 from r1parallel.errors import UserError
-from r1parallel.monitor.block_picture import draw_block
-from r1parallel.monitor.mesh_picture import draw_mesh
-from r1parallel.monitor.schedule_picture import draw_schedule
-from r1parallel.parallel.model_layout import configured_layout
+from r1parallel.monitor.pictures.block_picture import draw_block
+from r1parallel.monitor.pictures.mesh_picture import draw_mesh
+from r1parallel.monitor.pictures.schedule_picture import draw_schedule
+from r1parallel.parallel.layout.from_config import configured_layout
 
 _MOST_IN_A_STAGE, _MOST_STAGES, _MOST_MICRO = 8, 8, 64  # more cannot be read on a page
 

@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from math import prod
 
-from r1parallel.monitor.canvas import Canvas, ranks_text
 from r1parallel.monitor.charts import GRID, SERIES
-from r1parallel.parallel.layout import ModelLayout
+from r1parallel.monitor.pictures.canvas import Canvas, ranks_text
+from r1parallel.parallel.layout.table import ModelLayout
 
 _WIDTH, _LEFT, _TOP, _CELL_HEIGHT, _GAP = 800.0, 250.0, 66.0, 44.0, 44.0
 _MOST_CELL_WIDTH = 150.0

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from r1parallel.monitor.canvas import Canvas
 from r1parallel.monitor.charts import GRID, SERIES
+from r1parallel.monitor.pictures.canvas import Canvas
 
 FORWARD, BACKWARD = "forward", "backward"
 _COLOURS = {FORWARD: SERIES[0], BACKWARD: SERIES[1]}

@@ -12,7 +12,7 @@ from r1parallel.atomic import replacing
 from r1parallel.errors import UserError
 from r1parallel.monitor.charts import Lines, draw_panel, draw_phases, to_svg
 from r1parallel.monitor.metrics import METRICS_FILE, read_metrics
-from r1parallel.monitor.panels import is_grpo, panels_of, table_of, tiles_of
+from r1parallel.monitor.report.panels import is_grpo, panels_of, table_of, tiles_of
 from r1parallel.monitor.samples import SAMPLES_FILE, read_samples
 
 REPORT_FILE = "report.html"

@@ -5,7 +5,7 @@ import select
 import time
 from pathlib import Path
 
-from r1parallel.parallel.notes import Note, Notes, this_place
+from r1parallel.parallel.launch.rank_status import Note, Notes, this_place
 
 SETTLE_S = 1.0  # after the first failure that is seen: for an earlier one to become known
 

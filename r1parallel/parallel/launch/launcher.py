@@ -16,9 +16,16 @@ from pathlib import Path
 from types import FrameType
 
 from r1parallel.errors import UserError
-from r1parallel.parallel.failures import SETTLE_S, Failures
-from r1parallel.parallel.msrun import die_with_parent, end_job, free_port, is_free, msrun_command, worker_environment
-from r1parallel.parallel.notes import FOLDER, Notes
+from r1parallel.parallel.launch.failures import SETTLE_S, Failures
+from r1parallel.parallel.launch.msrun import (
+    die_with_parent,
+    end_job,
+    free_port,
+    is_free,
+    msrun_command,
+    worker_environment,
+)
+from r1parallel.parallel.launch.rank_status import FOLDER, Notes
 
 _LOOK_S = 0.2  # between two looks at the ranks and at what they printed
 _CHATTER = re.compile(r"\[(DEBUG|INFO|WARNING)\] \w+\(\d+,")  # MindSpore's messages that are no errors

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from r1parallel.parallel.notes import FOLDER, Note, Notes, new_note
+from r1parallel.parallel.launch.rank_status import FOLDER, Note, Notes, new_note
 
 EXIT_CODE = 124  # as of timeout(1)
 _SHOWN_RANKS = 4

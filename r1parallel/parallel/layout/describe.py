@@ -6,8 +6,8 @@ from itertools import groupby
 from math import prod
 
 from r1parallel.errors import UserError
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.tensor_layout import Slices
+from r1parallel.parallel.layout.table import ModelLayout
+from r1parallel.parallel.layout.tensor_layout import Slices
 
 _HEAD = ("parameter", "full shape", "slice", "local shape")
 _BF16_BYTES = 2

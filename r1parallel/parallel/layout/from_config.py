@@ -1,13 +1,13 @@
 """From a run's configuration to the layout of one of its models."""
 
-from r1parallel.config.layouts import check_layout, num_processes, parallel_config
+from r1parallel.config.layout_checks import check_layout, num_processes, parallel_config
 from r1parallel.config.limits import check_limits
 from r1parallel.config.model import ModelConfig, load_model_config
 from r1parallel.config.schema import RunConfig
 from r1parallel.config.stages import offset_stages
 from r1parallel.errors import UserError
-from r1parallel.parallel.layout import ModelLayout, check_model_parallel
-from r1parallel.parallel.mesh import Mesh
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.table import ModelLayout, check_model_parallel
 
 
 def model_layout(config: RunConfig, model_config: ModelConfig, model: str, world_size: int) -> ModelLayout:

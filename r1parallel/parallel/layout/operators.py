@@ -8,7 +8,7 @@ Shape letters as in `models/`: T = B·S rows.
 
 from mindspore import nn
 
-from r1parallel.parallel.layout import split_dim
+from r1parallel.parallel.layout.table import split_dim
 
 DP, TP, ROWS = "dp", "tp", "rows"
 Strategy = tuple[tuple[str | None, ...], ...]

@@ -12,8 +12,8 @@ from google.protobuf.message import DecodeError
 
 from r1parallel.atomic import replacing
 from r1parallel.errors import UserError
-from r1parallel.parallel.strategy_proto import ParallelStrategyMap
-from r1parallel.parallel.tensor_layout import Layout, TensorLayout
+from r1parallel.parallel.layout.strategy_proto import ParallelStrategyMap
+from r1parallel.parallel.layout.tensor_layout import Layout, TensorLayout
 from r1parallel.wire import BYTES, Field, WireError, WireFile
 
 _RANK_FILE = re.compile(r"(?:ckpt_)?strategy_(?:rank_)?(\d+)\.ckpt")  # ours and MindSpore's; mindformers'

@@ -6,8 +6,8 @@ from math import prod
 from r1parallel.config.model import ModelConfig
 from r1parallel.config.stages import even_stages
 from r1parallel.errors import UserError
-from r1parallel.parallel.mesh import Mesh
-from r1parallel.parallel.tensor_layout import Layout, Slices, TensorLayout
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.tensor_layout import Layout, Slices, TensorLayout
 
 # Last parts of a parameter's name → the dim that tp splits; None: every tp rank holds all of it. Weights are
 # [out, in]: dim 0 gives each rank its own outputs (heads, inner units, vocabulary), dim 1 its own inputs.

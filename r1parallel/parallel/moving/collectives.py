@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from r1parallel.parallel.waiting import waiting
-from r1parallel.parallel.world import World
+from r1parallel.parallel.launch.waiting import waiting
+from r1parallel.parallel.launch.world import World
 
 _HEADER_WORDS = 2  # a checksum of the call, and one of the array's type and shape
 

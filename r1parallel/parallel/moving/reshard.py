@@ -11,8 +11,8 @@ from typing import Protocol
 
 import numpy as np
 
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.tensor_layout import Slices
+from r1parallel.parallel.layout.table import ModelLayout
+from r1parallel.parallel.layout.tensor_layout import Slices
 
 ROUND_ELEMENTS = 64 * 2**20  # how much one rank sends in one round; 256 MiB of fp32
 Pair = tuple[int, int]  # (sender, receiver), ranks of the job

@@ -5,11 +5,11 @@ from math import prod
 
 import numpy as np
 
-from r1parallel.parallel.collectives import all_gather
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.reshard import distinct_regions, overlap
-from r1parallel.parallel.tensor_layout import Slices
-from r1parallel.parallel.world import World
+from r1parallel.parallel.launch.world import World
+from r1parallel.parallel.layout.table import ModelLayout
+from r1parallel.parallel.layout.tensor_layout import Slices
+from r1parallel.parallel.moving.collectives import all_gather
+from r1parallel.parallel.moving.reshard import distinct_regions, overlap
 
 _CHUNK = 2**20  # elements at a time: their numbers take twice the memory of the values
 

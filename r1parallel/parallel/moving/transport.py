@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from r1parallel.errors import UserError
-from r1parallel.parallel.collectives import all_gather, barrier
-from r1parallel.parallel.reshard import Pair, ReshardPlan, Transport, exchanged
-from r1parallel.parallel.waiting import waiting
-from r1parallel.parallel.world import World
+from r1parallel.parallel.launch.waiting import waiting
+from r1parallel.parallel.launch.world import World
+from r1parallel.parallel.moving.collectives import all_gather, barrier
+from r1parallel.parallel.moving.reshard import Pair, ReshardPlan, Transport, exchanged
 
 _ITEM = np.dtype(np.float32).itemsize
 
@@ -94,7 +94,7 @@ class SendReceive:
         return incoming
 
     def _cell(self, sender: int, receiver: int, count: int) -> Any:
-        from r1parallel.parallel.send_receive import ReceiveCell, SendCell
+        from r1parallel.parallel.moving.send_receive import ReceiveCell, SendCell
 
         key = (sender, receiver, count)
         if key not in self._cells:

@@ -2,7 +2,7 @@
 
 import re
 
-from .numerals import unwrap
+from r1parallel.rewards.answers.numerals import unwrap
 
 _BOXED = re.compile(r"\\boxed\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)

@@ -10,9 +10,8 @@ import re
 from types import ModuleType
 
 from r1parallel.errors import UserError
-
-from .allowance import CURRENT
-from .numerals import unwrap
+from r1parallel.rewards.answers.numerals import unwrap
+from r1parallel.rewards.sandbox.call_limits import CURRENT
 
 _WORDS = re.compile(r"[A-Za-z]{3,}(?: [A-Za-z]+)*")
 

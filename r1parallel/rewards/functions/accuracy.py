@@ -3,10 +3,10 @@
 import re
 from collections.abc import Callable, Sequence
 
-from .extract import after_hashes, gold_answer, last_answer, last_boxed, strip_end_tokens
-from .formats import is_boxed_answer
-from .math_equal import math_equal, math_equal_anywhere
-from .numerals import Number, first_number, last_number, read_answer, same_number
+from r1parallel.rewards.answers.extract import after_hashes, gold_answer, last_answer, last_boxed, strip_end_tokens
+from r1parallel.rewards.answers.math_equal import math_equal, math_equal_anywhere
+from r1parallel.rewards.answers.numerals import Number, first_number, last_number, read_answer, same_number
+from r1parallel.rewards.functions.formats import is_boxed_answer
 
 _ANSWER_LINE = re.compile(r"answer[ \t]*:[ \t]*([^\n]+)", re.IGNORECASE)
 _END = 300  # letters at the end of a completion in which `answer_line_reward` looks

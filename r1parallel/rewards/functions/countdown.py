@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from .extract import last_answer
+from r1parallel.rewards.answers.extract import last_answer
 
 _LEGAL = re.compile(r"[0-9+\-*/()\s]+")
 # No puzzle needs more, and the parser's recursion stays harmless.

@@ -3,8 +3,8 @@
 import re
 from collections.abc import Sequence
 
-from .extract import count_boxed, last_answer, last_boxed, strip_end_tokens
-from .numerals import parse_number
+from r1parallel.rewards.answers.extract import count_boxed, last_answer, last_boxed, strip_end_tokens
+from r1parallel.rewards.answers.numerals import parse_number
 
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _THINK_ANSWER = re.compile(r"\s*<think>(?P<think>.*)</think>\s*<answer>(?P<answer>.*)</answer>\s*", re.DOTALL)

@@ -3,8 +3,8 @@
 import re
 from collections.abc import Sequence
 
-from .extract import last_answer
-from .formats import has_tags_in_order, with_prefilled_think
+from r1parallel.rewards.answers.extract import last_answer
+from r1parallel.rewards.functions.formats import has_tags_in_order, with_prefilled_think
 
 _STATEMENT = re.compile(r"\b([^\W\d_]+)\s+is\s+an?\s+(knight|knave)\b", re.IGNORECASE)
 _ROLE = re.compile(r"knight|knave", re.IGNORECASE)

@@ -5,8 +5,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .allowance import CURRENT
-from .sandbox import Finished, run_program
+from r1parallel.rewards.sandbox.call_limits import CURRENT
+from r1parallel.rewards.sandbox.sandbox import Finished, run_program
 
 _LANGUAGES = ("python", "python3", "py")
 # The rest of the time limit is for starting and ending the sandbox.

@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from r1parallel.errors import UserError
-
-from .sandbox_child import REFUSED
+from r1parallel.rewards.sandbox.sandbox_child import REFUSED
 
 _CHILD = Path(__file__).with_name("sandbox_child.py")
 _FILE_BYTES = 16 << 20  # of one file, and of all files in the folder

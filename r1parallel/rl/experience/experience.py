@@ -9,9 +9,9 @@ from r1parallel.config.schema import RLConfig
 from r1parallel.data.batches import right_aligned
 from r1parallel.generation.engine import Completions
 from r1parallel.rewards import Scores
-from r1parallel.rl.advantages import equal_groups, kept_rows, overlong_penalties, token_advantages
-from r1parallel.rl.correction import rollout_corrections
-from r1parallel.rl.kl import kl_values
+from r1parallel.rl.objective.advantages import equal_groups, kept_rows, overlong_penalties, token_advantages
+from r1parallel.rl.objective.correction import rollout_corrections
+from r1parallel.rl.objective.kl import kl_values
 
 
 @dataclass

@@ -4,17 +4,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from r1parallel.config import RunConfig
+from r1parallel.config.schema import RunConfig
 from r1parallel.data.batches import RowOrder
 from r1parallel.data.mindrecord import Rows
-from r1parallel.data.tokenizer import Tokenizer
+from r1parallel.data.text.tokenizer import Tokenizer
 from r1parallel.generation.engine import Completions, RolloutEngine
 from r1parallel.monitor.phases import PhaseTimer
-from r1parallel.parallel.waiting import waiting
-from r1parallel.parallel.world import World
+from r1parallel.parallel.launch.waiting import waiting
+from r1parallel.parallel.launch.world import World
 from r1parallel.rewards import Scores
-from r1parallel.rl.advantages import equal_groups, kept_rows
-from r1parallel.rl.scoring import score_on_leader
+from r1parallel.rl.experience.scoring import score_on_leader
+from r1parallel.rl.objective.advantages import equal_groups, kept_rows
 
 _OTHER_SAMPLES = 1 << 40  # refills number their samples from here on
 

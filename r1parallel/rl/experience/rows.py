@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from r1parallel.models.packing import Places
-from r1parallel.rl.experience import Experience
+from r1parallel.models.fused.packing import Places
+from r1parallel.rl.experience.experience import Experience
 
 _PADDING = -1  # segment of a slot that holds no token
 

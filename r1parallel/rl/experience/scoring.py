@@ -3,8 +3,8 @@
 import numpy as np
 
 from r1parallel.config.schema import RewardConfig
-from r1parallel.parallel.collectives import broadcast
-from r1parallel.parallel.world import World
+from r1parallel.parallel.launch.world import World
+from r1parallel.parallel.moving.collectives import broadcast
 from r1parallel.rewards import Scores, score
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from r1parallel.config.schema import RLConfig
-from r1parallel.rl.kl import KL
+from r1parallel.rl.objective.kl import KL
 
 
 def loss_weights(

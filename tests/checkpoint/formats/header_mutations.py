@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from r1parallel.checkpoint import ckpt_format, safetensors_format
-from r1parallel.parallel.strategy import read_strategy, write_merged_strategy, write_strategy_files
-from r1parallel.parallel.strategy_proto import ParallelStrategyMap
-from r1parallel.parallel.tensor_layout import Layout, TensorLayout
+from r1parallel.checkpoint.formats import ckpt_format, safetensors_format
+from r1parallel.parallel.layout.strategy_files import read_strategy, write_merged_strategy, write_strategy_files
+from r1parallel.parallel.layout.strategy_proto import ParallelStrategyMap
+from r1parallel.parallel.layout.tensor_layout import Layout, TensorLayout
 from r1parallel.wire import encode_bytes, encode_length, encode_varint
 
 TERABYTE = 2**40

@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-import r1parallel.checkpoint.ckpt_format as ckpt
-from r1parallel.checkpoint.ckpt_format import plan_file, read_header
-from r1parallel.checkpoint.dtypes import CKPT_DTYPES, DTYPES, dtype_name
-from r1parallel.checkpoint.tensor_entry import as_bytes
+import r1parallel.checkpoint.formats.ckpt_format as ckpt
+from r1parallel.checkpoint.formats.ckpt_format import plan_file, read_header
+from r1parallel.checkpoint.formats.dtypes import CKPT_DTYPES, DTYPES, dtype_name
+from r1parallel.checkpoint.formats.tensor_entry import as_bytes
 from r1parallel.errors import UserError
 from r1parallel.wire import WireError, WireFile, encode_bytes, encode_length, encode_varint
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1parallel.checkpoint.dtypes import DTYPES, cast, dtype_name
+from r1parallel.checkpoint.formats.dtypes import DTYPES, cast, dtype_name
 from r1parallel.errors import UserError
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from header_mutations import TERABYTE, with_length
 
-import r1parallel.parallel.strategy as strategy
-from r1parallel.checkpoint import ckpt_format, safetensors_format
-from r1parallel.checkpoint.claims import MAX_TENSORS
+import r1parallel.parallel.layout.strategy_files as strategy
+from r1parallel.checkpoint.formats import ckpt_format, safetensors_format
+from r1parallel.checkpoint.formats.header_limits import MAX_TENSORS
 from r1parallel.errors import UserError
-from r1parallel.parallel.strategy import read_strategy, write_strategy_files
-from r1parallel.parallel.strategy_proto import ParallelStrategyMap
-from r1parallel.parallel.tensor_layout import Layout, TensorLayout
+from r1parallel.parallel.layout.strategy_files import read_strategy, write_strategy_files
+from r1parallel.parallel.layout.strategy_proto import ParallelStrategyMap
+from r1parallel.parallel.layout.tensor_layout import Layout, TensorLayout
 from r1parallel.wire import encode_bytes, encode_length
 
 HEADERS = 10_000

@@ -3,9 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from r1parallel.checkpoint.manifest import manifest_path
-from r1parallel.checkpoint.tensor_file import read_file
-from r1parallel.checkpoint.tensor_writer import write_tensor_file
+from r1parallel.checkpoint.formats.manifest import manifest_path
+from r1parallel.checkpoint.formats.tensor_file import read_file
+from r1parallel.checkpoint.writing.tensor_writer import write_tensor_file
 from r1parallel.errors import UserError
 
 

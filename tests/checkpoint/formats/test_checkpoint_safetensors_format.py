@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-import r1parallel.checkpoint.safetensors_format as safetensors_format
-from r1parallel.checkpoint.dtypes import DTYPES
-from r1parallel.checkpoint.safetensors_format import plan_file, read_header
+import r1parallel.checkpoint.formats.safetensors_format as safetensors_format
+from r1parallel.checkpoint.formats.dtypes import DTYPES
+from r1parallel.checkpoint.formats.safetensors_format import plan_file, read_header
 from r1parallel.errors import UserError
 
 SHAPES = st.lists(st.integers(0, 5), max_size=4).map(tuple)

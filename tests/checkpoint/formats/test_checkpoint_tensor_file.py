@@ -4,16 +4,16 @@ import struct
 import ml_dtypes
 import numpy as np
 import pytest
+from helpers.stored import read_entry
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors.numpy import load_file, save_file
-from stored import read_entry
 
-from r1parallel.checkpoint.dtypes import DTYPES, dtype_name
-from r1parallel.checkpoint.manifest import manifest_path
-from r1parallel.checkpoint.tensor_file import open_checkpoint
-from r1parallel.checkpoint.tensor_writer import write_checkpoint, write_tensor_file
+from r1parallel.checkpoint.formats.dtypes import DTYPES, dtype_name
+from r1parallel.checkpoint.formats.manifest import manifest_path
+from r1parallel.checkpoint.formats.tensor_file import open_checkpoint
+from r1parallel.checkpoint.writing.tensor_writer import write_checkpoint, write_tensor_file
 from r1parallel.errors import UserError
 
 

@@ -11,14 +11,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1parallel.checkpoint import windows as module
-from r1parallel.checkpoint.dtypes import DTYPES, cast
-from r1parallel.checkpoint.manifest import manifest_path
-from r1parallel.checkpoint.rows import ArrayRows, CastRows, InterleavedRows, PartRows, StoredRows, cast_rows, whole
-from r1parallel.checkpoint.streams import Streams
-from r1parallel.checkpoint.tensor_file import read_file
-from r1parallel.checkpoint.tensor_writer import write_tensor_file
-from r1parallel.checkpoint.windows import are_equal, read_rows, windows
+from r1parallel.checkpoint.formats.dtypes import DTYPES, cast
+from r1parallel.checkpoint.formats.manifest import manifest_path
+from r1parallel.checkpoint.formats.tensor_file import read_file
+from r1parallel.checkpoint.reading import windows as module
+from r1parallel.checkpoint.reading.rows import (
+    ArrayRows,
+    CastRows,
+    InterleavedRows,
+    PartRows,
+    StoredRows,
+    cast_rows,
+    whole,
+)
+from r1parallel.checkpoint.reading.streams import Streams
+from r1parallel.checkpoint.reading.windows import are_equal, read_rows, windows
+from r1parallel.checkpoint.writing.tensor_writer import write_tensor_file
 from r1parallel.errors import UserError
 
 FLOATS = ("F32", "F16", "BF16")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1parallel.checkpoint.names import (
+from r1parallel.checkpoint.tables.names import (
     CONCATENATED,
     FAMILIES,
     NAME_TABLE,
@@ -18,9 +18,9 @@ from r1parallel.checkpoint.names import (
 )
 from r1parallel.config.model import ModelConfig, load_model_config
 from r1parallel.errors import UserError
-from r1parallel.parallel.layout import split_dim
+from r1parallel.parallel.layout.table import split_dim
 
-SHIPPED = sorted(path.name for path in (Path(__file__).parents[2] / "model_configs").iterdir())
+SHIPPED = sorted(path.name for path in (Path(__file__).parents[3] / "model_configs").iterdir())
 PAIRS = [(source, target) for source in FAMILIES for target in FAMILIES]
 UNKNOWN = [
     "model.layers.0.mlp.experts.0.gate_proj.weight",
@@ -46,7 +46,7 @@ UNKNOWN = [
 
 
 def shipped(name: str) -> ModelConfig:
-    return load_model_config(Path(__file__).parents[2] / "model_configs" / name)
+    return load_model_config(Path(__file__).parents[3] / "model_configs" / name)
 
 
 @pytest.mark.parametrize("model", SHIPPED)

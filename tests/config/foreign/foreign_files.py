@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from r1parallel.config.command_line import parse_command_line
-from r1parallel.config.load import GRPO_SECTIONS
+from r1parallel.config.loading.command_line import parse_command_line
+from r1parallel.config.loading.load import GRPO_SECTIONS
 from r1parallel.errors import UserError
 
-FILES = Path(__file__).parent / "foreign"
+FILES = Path(__file__).parent / "files"
 
 
 def parse(capsys, *argv, sections=GRPO_SECTIONS):

@@ -9,21 +9,20 @@ import pytest
 import yaml
 from foreign_files import FILES, leaves, parse, refusal, with_section
 
-from r1parallel.config import load_config
 from r1parallel.config.checks import check_config
-from r1parallel.config.command_line import ALIASES
-from r1parallel.config.foreign_mindformers import FLAGS as MINDFORMERS_FLAGS
-from r1parallel.config.foreign_mindformers import KEYS as MINDFORMERS
-from r1parallel.config.foreign_mindformers import SIZES
-from r1parallel.config.foreign_mindrlhf import FLAGS, GRPO_KEYS, KEYS, VALUES
-from r1parallel.config.foreign_mindspeed import KEYS as MINDSPEED
+from r1parallel.config.foreign.migration import migration_page
+from r1parallel.config.foreign.mindformers import FLAGS as MINDFORMERS_FLAGS
+from r1parallel.config.foreign.mindformers import KEYS as MINDFORMERS
+from r1parallel.config.foreign.mindformers import SIZES
+from r1parallel.config.foreign.mindrlhf import FLAGS, GRPO_KEYS, KEYS, VALUES
+from r1parallel.config.foreign.mindspeed import KEYS as MINDSPEED
 from r1parallel.config.keys import list_keys
-from r1parallel.config.load import GRPO_SECTIONS, PREDICT_SECTIONS, SFT_SECTIONS, foreign_keys
-from r1parallel.config.migration import migration_page
+from r1parallel.config.loading.command_line import ALIASES
+from r1parallel.config.loading.load import GRPO_SECTIONS, PREDICT_SECTIONS, SFT_SECTIONS, foreign_keys, load_config
 from r1parallel.config.schema import RunConfig
 from r1parallel.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 OWN = list_keys(vars(RunConfig()))
 # The flags of main.py, both generations, as its users type them.
 NEW_COMMAND = """msrun --worker_num=8 --local_worker_num=8 --master_addr=127.0.0.1 --master_port=9887 --join=True
@@ -264,8 +263,8 @@ def test_files_of_ours_print_nothing(capsys):
 
 def test_the_migration_page_is_up_to_date(capsys):
     page = (ROOT / "docs" / "migration.md").read_text(encoding="utf-8")
-    assert page == migration_page(), "run: python -m r1parallel.config.migration > docs/migration.md"
-    runpy.run_path(str(ROOT / "r1parallel" / "config" / "migration.py"), run_name="__main__")
+    assert page == migration_page(), "run: python -m r1parallel.config.foreign.migration > docs/migration.md"
+    runpy.run_path(str(ROOT / "r1parallel" / "config" / "foreign" / "migration.py"), run_name="__main__")
     assert capsys.readouterr().out == page
 
 

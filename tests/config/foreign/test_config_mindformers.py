@@ -4,9 +4,9 @@ import pytest
 import yaml
 from foreign_files import FILES, leaves, parse, refusal, with_section
 
-from r1parallel.config.foreign_mindformers import KEYS as MINDFORMERS
-from r1parallel.config.foreign_mindformers import SIZES
-from r1parallel.config.load import SFT_SECTIONS, sections_in
+from r1parallel.config.foreign.mindformers import KEYS as MINDFORMERS
+from r1parallel.config.foreign.mindformers import SIZES
+from r1parallel.config.loading.load import SFT_SECTIONS, sections_in
 from r1parallel.config.schema import RunConfig
 
 STEPS = ("--actor_config.lr_schedule.decay_steps", "100", "--actor_config.lr_schedule.warmup_step", "3")

@@ -1,8 +1,8 @@
 import pytest
 
-from r1parallel.config.command_line import ALIASES, parse_command_line, short_flags
 from r1parallel.config.keys import list_keys
-from r1parallel.config.load import GRPO_SECTIONS, PREDICT_SECTIONS, SFT_SECTIONS
+from r1parallel.config.loading.command_line import ALIASES, parse_command_line, short_flags
+from r1parallel.config.loading.load import GRPO_SECTIONS, PREDICT_SECTIONS, SFT_SECTIONS
 from r1parallel.config.schema import RunConfig
 from r1parallel.errors import UserError
 

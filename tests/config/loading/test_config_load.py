@@ -2,9 +2,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1parallel.config import RunConfig, load_config
-from r1parallel.config.load import GRPO_SECTIONS, PREDICT_SECTIONS, SFT_SECTIONS
+from r1parallel.config.loading.load import GRPO_SECTIONS, PREDICT_SECTIONS, SFT_SECTIONS, load_config
 from r1parallel.config.presets import PRESETS
+from r1parallel.config.schema import RunConfig
 from r1parallel.config.values import from_text, from_yaml, value_text
 from r1parallel.errors import UserError
 

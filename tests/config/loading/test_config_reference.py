@@ -4,20 +4,20 @@ from pathlib import Path
 
 from r1parallel.config.keys import help_texts, list_keys, nearest
 from r1parallel.config.limits import _KNOWN_NAMES, _RULES
-from r1parallel.config.reference import reference_page
+from r1parallel.config.loading.reference import reference_page
 from r1parallel.config.schema import RunConfig
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SECTIONS = [field.name for field in fields(RunConfig)]
 
 
 def test_the_page_is_up_to_date():
     page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
-    assert page == reference_page(), "run: python -m r1parallel.config.reference > docs/configuration.md"
+    assert page == reference_page(), "run: python -m r1parallel.config.loading.reference > docs/configuration.md"
 
 
 def test_the_module_prints_the_page(capsys):
-    runpy.run_path(str(ROOT / "r1parallel" / "config" / "reference.py"), run_name="__main__")
+    runpy.run_path(str(ROOT / "r1parallel" / "config" / "loading" / "reference.py"), run_name="__main__")
     assert capsys.readouterr().out == reference_page()
 
 

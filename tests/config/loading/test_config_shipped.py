@@ -5,13 +5,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from r1parallel.config import load_config
 from r1parallel.config.checks import check_config
-from r1parallel.config.layouts import check_sequence_parallel
-from r1parallel.config.load import GRPO_SECTIONS, PREDICT_SECTIONS, SFT_SECTIONS
+from r1parallel.config.layout_checks import check_sequence_parallel
+from r1parallel.config.loading.load import GRPO_SECTIONS, PREDICT_SECTIONS, SFT_SECTIONS, load_config
 from r1parallel.config.model import ModelConfig, load_model_config
 
-ROOT = Path(__file__).resolve().parents[2] / "model_configs"
+ROOT = Path(__file__).resolve().parents[3] / "model_configs"
 # Numbers of parameters of the published checkpoints, a tied head counted once.
 PUBLISHED = {
     "qwen2_5_0_5b": 494_032_768,

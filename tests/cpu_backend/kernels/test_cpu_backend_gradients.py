@@ -4,7 +4,7 @@ from kernel_runs import normal, run
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore.ops.auto_generate import InplaceZero
 
-from r1parallel.training.at_once import AdamOfAll, AddToAll, SquareSums
+from r1parallel.training.multi_tensor import AdamOfAll, AddToAll, SquareSums
 
 pytestmark = pytest.mark.usefixtures("fused_kernels")
 SHAPES = [(1,), (3, 5), (1031,), (1 << 16,), (257, 1024), (3, 65537)]  # shares and lines that come out even, and not

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from r1parallel.data.mindspeed_templates import load_mindspeed_template
+from r1parallel.data.mindspeed.templates import load_mindspeed_template
 from r1parallel.data.templates import render
 from r1parallel.errors import UserError
 

@@ -8,9 +8,9 @@ import pytest
 from data_helpers import tool_main
 
 from r1parallel.data.mindrecord import read_mindrecord
-from r1parallel.data.mindspeed_yaml import read_dataset_yaml
+from r1parallel.data.mindspeed.yaml_file import read_dataset_yaml
 from r1parallel.data.templates import render
-from r1parallel.data.tokenizer import load_tokenizer
+from r1parallel.data.text.tokenizer import load_tokenizer
 from r1parallel.errors import UserError
 
 pytest.importorskip("mindspore.mindrecord")

@@ -9,10 +9,10 @@ from data_helpers import tool_main
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1parallel.data.arithmetic import arithmetic_key, generate_arithmetic, write_character_tokenizer
-from r1parallel.data.countdown import countdown_key, generate_countdown
-from r1parallel.data.sources import Source
-from r1parallel.data.tokenizer import load_tokenizer
+from r1parallel.data.problems.arithmetic import arithmetic_key, generate_arithmetic, write_character_tokenizer
+from r1parallel.data.problems.countdown import countdown_key, generate_countdown
+from r1parallel.data.text.sources import Source
+from r1parallel.data.text.tokenizer import load_tokenizer
 from r1parallel.errors import UserError
 
 OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}

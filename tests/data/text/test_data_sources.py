@@ -5,7 +5,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from r1parallel.data.sources import DATASET_TYPES, Example, Source
+from r1parallel.data.text.sources import DATASET_TYPES, Example, Source
 from r1parallel.errors import UserError
 
 GOOD = {

@@ -7,7 +7,7 @@ from data_helpers import CHAT_TEMPLATE, write_config
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from r1parallel.data.tokenizer import load_tokenizer
+from r1parallel.data.text.tokenizer import load_tokenizer
 from r1parallel.errors import UserError
 
 TEXTS = [

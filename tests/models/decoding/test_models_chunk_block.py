@@ -8,9 +8,9 @@ import pytest
 from mindspore import Tensor, nn
 
 from r1parallel.config.model import ModelConfig
-from r1parallel.models.cached import prompt_model, token_model
-from r1parallel.models.cached_block import WholeChunkBlock, WholeTokenBlock
-from r1parallel.models.fused import FUSED, PLAIN
+from r1parallel.models.decoding.chunk_block import WholeChunkBlock, WholeTokenBlock
+from r1parallel.models.decoding.model import prompt_model, token_model
+from r1parallel.models.fused.operators import FUSED, PLAIN
 from r1parallel.models.parameters import load_parameters
 from r1parallel.models.qwen2_5 import Block, Qwen2ForCausalLM
 

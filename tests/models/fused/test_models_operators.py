@@ -7,20 +7,20 @@ import mindspore as ms
 import ml_dtypes
 import numpy as np
 import pytest
+from helpers.one_rank import LossGradient
+from helpers.packed_texts import pack, random_texts
 from mindspore import ParameterTuple, Tensor
-from one_rank import LossGradient
-from packed_texts import pack, random_texts
 
 from r1parallel.config.model import ModelConfig
 from r1parallel.config.schema import SamplingConfig
 from r1parallel.data.batches import right_aligned
 from r1parallel.errors import UserError
 from r1parallel.generation.engine import RolloutEngine
-from r1parallel.models import fused as module
-from r1parallel.models.cached import token_model
-from r1parallel.models.fused import FUSED, PLAIN, choose_operators, fused
+from r1parallel.models.decoding.model import token_model
+from r1parallel.models.fused import operators as module
+from r1parallel.models.fused.operators import FUSED, PLAIN, choose_operators, fused
+from r1parallel.models.fused.packing import packed
 from r1parallel.models.logps import CompletionLogps, PackedLogps
-from r1parallel.models.packing import packed
 from r1parallel.models.parameters import (
     load_parameters,
     model_parameters,

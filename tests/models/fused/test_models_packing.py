@@ -2,15 +2,15 @@
 
 import numpy as np
 import pytest
+from helpers.one_rank import LossGradient
+from helpers.packed_texts import Text, inside, pack, padded, random_texts
 from mindspore import ParameterTuple, Tensor, nn, ops
-from one_rank import LossGradient
-from packed_texts import Text, inside, pack, padded, random_texts
 
 from r1parallel.config.model import ModelConfig
 from r1parallel.models import logps as logps_module
-from r1parallel.models.fused import PLAIN
+from r1parallel.models.fused.operators import PLAIN
+from r1parallel.models.fused.packing import packed
 from r1parallel.models.logps import CompletionLogps, PackedLogps
-from r1parallel.models.packing import packed
 from r1parallel.models.parameters import load_parameters, share_parameters
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
 

@@ -5,19 +5,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers.one_rank import LossGradient
+from helpers.packed_texts import pack, random_texts
 from mindspore import ParameterTuple, Tensor, nn, ops
-from one_rank import LossGradient
-from packed_texts import pack, random_texts
 
 from r1parallel.config.model import ModelConfig
 from r1parallel.config.schema import RecomputeConfig
-from r1parallel.models.cached import prompt_model, token_model
-from r1parallel.models.fused import FUSED, PLAIN, Operators
+from r1parallel.models.decoding.model import prompt_model, token_model
+from r1parallel.models.fused.operators import FUSED, PLAIN, Operators
+from r1parallel.models.fused.packing import packed
 from r1parallel.models.logps import CompletionLogps, PackedLogps
-from r1parallel.models.packing import packed
 from r1parallel.models.parameters import load_parameters
 from r1parallel.models.qwen2_5 import Block, Qwen2ForCausalLM
-from r1parallel.parallel.mesh import Mesh
+from r1parallel.parallel.layout.mesh import Mesh
 from r1parallel.parallel.parallelize import parallelize
 
 SIZES = ModelConfig(29, 48, 50, 2, 6, 2, tie_word_embeddings=False)

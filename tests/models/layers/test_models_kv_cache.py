@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
-from r1parallel.models.cache import Cache, ChunkRows, TokenRows
-from r1parallel.models.cached import prompt_model, token_model
-from r1parallel.models.fused import FUSED, PLAIN
+from r1parallel.models.decoding.model import prompt_model, token_model
+from r1parallel.models.fused.operators import FUSED, PLAIN
+from r1parallel.models.layers.kv_cache import Cache, ChunkRows, TokenRows
 from r1parallel.models.parameters import load_parameters, parameter_values
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
 

@@ -6,17 +6,17 @@ from collections import Counter
 from itertools import pairwise
 
 import pytest
+from helpers.tiny_runs import REPOSITORY, run_script
 from mindspore.ops import Primitive
-from tiny_runs import REPOSITORY, run_script
 
 from r1parallel.config.model import ModelConfig
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
-from r1parallel.monitor.block_flow import HALVES, block_steps, collective, num_parts, part_of
-from r1parallel.monitor.canvas import ranks_text
-from r1parallel.monitor.mesh_picture import stage_contents
-from r1parallel.monitor.schedule_picture import BACKWARD, FORWARD, idle_fraction, one_forward_one_backward
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.mesh import Mesh
+from r1parallel.monitor.pictures.block_flow import HALVES, block_steps, collective, num_parts, part_of
+from r1parallel.monitor.pictures.canvas import ranks_text
+from r1parallel.monitor.pictures.mesh_picture import stage_contents
+from r1parallel.monitor.pictures.schedule_picture import BACKWARD, FORWARD, idle_fraction, one_forward_one_backward
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.table import ModelLayout
 from r1parallel.parallel.parallelize import parallelize
 
 TOOL = "tools/draw_layout.py"
@@ -194,7 +194,7 @@ def test_small_boxes_have_no_numbers(tmp_path):
 
 
 def test_the_page_names_every_layout_that_is_compared():
-    cases = (REPOSITORY / "tests" / "parallel" / "layout_cases.py").read_text(encoding="utf-8")
+    cases = (REPOSITORY / "tests" / "helpers" / "layout_cases.py").read_text(encoding="utf-8")
     names = re.findall(r'^ +Case\("(.+?)"', cases, re.MULTILINE)
     assert len(names) > 10
     assert [name for name in names if f"`{name}`" not in PAGE] == []

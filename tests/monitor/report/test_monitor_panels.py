@@ -1,4 +1,4 @@
-from r1parallel.monitor.panels import is_grpo, panels_of, table_of, tiles_of
+from r1parallel.monitor.report.panels import is_grpo, panels_of, table_of, tiles_of
 
 SFT = [{"step": step, "loss": 10.0 - step, "lr": 1e-5} for step in range(10)]
 

@@ -5,12 +5,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from monitor_runs import write_grpo_run, write_sft_run
+from helpers.monitor_runs import write_grpo_run, write_sft_run
 
 from r1parallel.errors import UserError
-from r1parallel.monitor.report import flatten, write_report
+from r1parallel.monitor.report.report import flatten, write_report
 
-TOOL = Path(__file__).parents[2] / "tools" / "report.py"
+TOOL = Path(__file__).parents[3] / "tools" / "report.py"
 
 
 class Page(HTMLParser):

@@ -11,22 +11,22 @@ from pathlib import Path
 
 import psutil
 import pytest
-from msrun import TIMED_OUT, run_workers
+from helpers.msrun import LAUNCH_WORKER as WORKER
+from helpers.msrun import TIMED_OUT, run_workers
 
 from r1parallel.errors import UserError
-from r1parallel.parallel import launch as module
-from r1parallel.parallel import msrun
-from r1parallel.parallel.failures import Failures
-from r1parallel.parallel.launch import launch
-from r1parallel.parallel.notes import Notes, new_note
+from r1parallel.parallel.launch import launcher as module
+from r1parallel.parallel.launch import msrun
+from r1parallel.parallel.launch.failures import Failures
+from r1parallel.parallel.launch.launcher import launch
+from r1parallel.parallel.launch.rank_status import Notes, new_note
 
-WORKER = Path(__file__).with_name("launch_worker.py")
 LIMIT_S = 200
 START = """\
 import sys
 from pathlib import Path
 from r1parallel.errors import run_command
-from r1parallel.parallel.launch import launch
+from r1parallel.parallel.launch.launcher import launch
 run_command(lambda argv: sys.exit(launch(Path(argv[0]), argv[1:])))
 """
 
@@ -218,7 +218,7 @@ def test_msrun_that_fails_before_any_rank_is_named(monkeypatch, tmp_path):
 
 
 def test_a_rank_without_words_is_described_by_the_end_of_its_log(monkeypatch, tmp_path, capfd):
-    write = "from r1parallel.parallel.notes import *; import os, pathlib; "
+    write = "from r1parallel.parallel.launch.rank_status import *; import os, pathlib; "
     write += "Notes(pathlib.Path(os.environ['R1_JOB_DIR'])).write(new_note(1, 'start', True)); os._exit(9)"
     script = f'cd "{tmp_path}/log"; printf "usage: x\\nx: error: no such flag\\n" > worker_1.log; '
     script += f'"{sys.executable}" -c "{write}"'

@@ -3,9 +3,9 @@ from dataclasses import replace
 
 import pytest
 
-from r1parallel.parallel import waiting as module
-from r1parallel.parallel.notes import Notes, job_notes, new_note
-from r1parallel.parallel.waiting import Watch, _describe, waiting
+from r1parallel.parallel.launch import waiting as module
+from r1parallel.parallel.launch.rank_status import Notes, job_notes, new_note
+from r1parallel.parallel.launch.waiting import Watch, _describe, waiting
 
 OTHERS = {rank: new_note(rank, "weights, step 3", inside=True) for rank in (0, 1, 3)}
 

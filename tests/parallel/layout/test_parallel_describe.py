@@ -2,9 +2,9 @@ import pytest
 
 from r1parallel.config.model import ModelConfig
 from r1parallel.errors import UserError
-from r1parallel.parallel.describe import describe_rank, first_ranks, parse_ranks
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.mesh import Mesh
+from r1parallel.parallel.layout.describe import describe_rank, first_ranks, parse_ranks
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.table import ModelLayout
 
 CONFIG = ModelConfig(16, 8, 12, 3, 4, 2, tie_word_embeddings=True)
 

@@ -3,16 +3,15 @@ from pathlib import Path
 
 import pytest
 
-from r1parallel.config import RunConfig, load_config
-from r1parallel.config.load import GRPO_SECTIONS
+from r1parallel.config.loading.load import GRPO_SECTIONS, load_config
 from r1parallel.config.model import ModelConfig, load_model_config
-from r1parallel.config.schema import ParallelConfig
+from r1parallel.config.schema import ParallelConfig, RunConfig
 from r1parallel.errors import UserError
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.mesh import Mesh
-from r1parallel.parallel.model_layout import configured_layout, model_layout
+from r1parallel.parallel.layout.from_config import configured_layout, model_layout
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.table import ModelLayout
 
-CONFIGS = Path(__file__).parents[2] / "model_configs"
+CONFIGS = Path(__file__).parents[3] / "model_configs"
 SIZES = ModelConfig(vocab_size=48, hidden_size=32, intermediate_size=40, num_layers=5, num_heads=8, num_kv_heads=4)
 
 

@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1parallel.errors import UserError
-from r1parallel.parallel.mesh import Mesh
+from r1parallel.parallel.layout.mesh import Mesh
 
 AXES = st.integers(1, 4)
 

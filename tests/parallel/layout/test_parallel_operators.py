@@ -11,15 +11,15 @@ from r1parallel.config.schema import RecomputeConfig, RLConfig, SamplingConfig
 from r1parallel.generation.programs import FillCache, NextTokens
 from r1parallel.generation.sampling import Sampler
 from r1parallel.models import logps as logps_module
-from r1parallel.models.cached import prompt_model, token_model
-from r1parallel.models.fused import FUSED, PLAIN, choose_operators
+from r1parallel.models.decoding.model import prompt_model, token_model
+from r1parallel.models.fused.operators import FUSED, PLAIN, choose_operators
+from r1parallel.models.fused.packing import packed
 from r1parallel.models.logps import CompletionLogps, PackedLogps
-from r1parallel.models.packing import packed
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
-from r1parallel.parallel.mesh import Mesh
-from r1parallel.parallel.operators import UNSPLIT, strategies
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.operators import UNSPLIT, strategies
 from r1parallel.parallel.parallelize import parallelize
-from r1parallel.rl.losses import PolicyLoss
+from r1parallel.rl.objective.losses import PolicyLoss
 from r1parallel.training.gradients import Placed
 from r1parallel.training.sft import SFTLoss
 

@@ -4,11 +4,11 @@ import pytest
 
 from r1parallel.config.model import ModelConfig
 from r1parallel.errors import UserError
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.mesh import Mesh
-from r1parallel.parallel.strategy import read_strategy, write_merged_strategy, write_strategy_files
-from r1parallel.parallel.strategy_proto import ParallelStrategyMap
-from r1parallel.parallel.tensor_layout import Layout, TensorLayout
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.strategy_files import read_strategy, write_merged_strategy, write_strategy_files
+from r1parallel.parallel.layout.strategy_proto import ParallelStrategyMap
+from r1parallel.parallel.layout.table import ModelLayout
+from r1parallel.parallel.layout.tensor_layout import Layout, TensorLayout
 
 CONFIG = ModelConfig(vocab_size=16, hidden_size=8, intermediate_size=12, num_layers=3, num_heads=4, num_kv_heads=2)
 

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from r1parallel.config.model import ModelConfig
 from r1parallel.config.stages import even_stages, offset_stages
 from r1parallel.errors import UserError
-from r1parallel.parallel.layout import ModelLayout, check_model_parallel, split_dim
-from r1parallel.parallel.mesh import Mesh
-from r1parallel.parallel.tensor_layout import Layout, TensorLayout
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.table import ModelLayout, check_model_parallel, split_dim
+from r1parallel.parallel.layout.tensor_layout import Layout, TensorLayout
 
 CONFIG = ModelConfig(vocab_size=48, hidden_size=32, intermediate_size=40, num_layers=5, num_heads=8, num_kv_heads=4)
 TIED = ModelConfig(**{**CONFIG.__dict__, "tie_word_embeddings": True})

@@ -4,13 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from msrun import run_workers
+from helpers.msrun import LAUNCH_WORKER, run_workers
 
 from r1parallel.cpu_backend.build import COLLECTIVES, FUSED
-from r1parallel.parallel.collectives import _check, _pack, _unpack, all_gather, all_reduce, barrier, broadcast
-from r1parallel.parallel.world import World
+from r1parallel.parallel.launch.world import World
+from r1parallel.parallel.moving.collectives import _check, _pack, _unpack, all_gather, all_reduce, barrier, broadcast
 
-WORKER = Path(__file__).with_name("launch_worker.py")
 ONE = World()
 
 
@@ -25,7 +24,7 @@ def no_compiler(tmp_path):
 
 @pytest.mark.slow
 def test_two_ranks_exchange_bits_without_a_compiler(tmp_path, no_compiler):
-    job = run_workers(WORKER, ["collectives"], 2, tmp_path / "job", 200, no_compiler)
+    job = run_workers(LAUNCH_WORKER, ["collectives"], 2, tmp_path / "job", 200, no_compiler)
     assert job.returncode == 0, job.log(0) + job.log(1)
     assert "rank 1 of 2 is ready" in job.log(1)
     for said in (COLLECTIVES.missing, FUSED.missing):

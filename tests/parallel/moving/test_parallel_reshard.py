@@ -6,21 +6,21 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers.simulated_world import SimulatedWorld
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulated_world import SimulatedWorld
 
 from r1parallel.config.model import ModelConfig
 from r1parallel.errors import UserError
-from r1parallel.parallel import reshard as reshard_module
-from r1parallel.parallel import transport as transport_module
-from r1parallel.parallel.layout import ModelLayout, even_stages
-from r1parallel.parallel.mesh import Mesh
-from r1parallel.parallel.msrun import run_workers
-from r1parallel.parallel.reshard import exchanged, reshard, reshard_plan
-from r1parallel.parallel.transport import SendReceive, SharedMemory, choose_transport
-from r1parallel.parallel.verify import checksum, verify_reshard
-from r1parallel.parallel.world import World
+from r1parallel.parallel.launch.msrun import run_workers
+from r1parallel.parallel.launch.world import World
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.table import ModelLayout, even_stages
+from r1parallel.parallel.moving import reshard as reshard_module
+from r1parallel.parallel.moving import transport as transport_module
+from r1parallel.parallel.moving.reshard import exchanged, reshard, reshard_plan
+from r1parallel.parallel.moving.slice_checksums import checksum, verify_reshard
+from r1parallel.parallel.moving.transport import SendReceive, SharedMemory, choose_transport
 
 SIZES = {
     "vocab_size": 48,
@@ -309,7 +309,7 @@ def test_checksums_of_parts_add_up(rows, columns, row, column, chunk):
     row, column = row % rows, column % columns
     cuts = [(slice(0, row), slice(row, rows)), (slice(0, column), slice(column, columns))]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("r1parallel.parallel.verify._CHUNK", chunk)
+        patch.setattr("r1parallel.parallel.moving.slice_checksums._CHUNK", chunk)
         parts = sum(checksum(values[r, c], values.shape, (r, c)) for r in cuts[0] for c in cuts[1])
     assert parts % 2**64 == checksum(values, values.shape, (slice(0, rows), slice(0, columns)))
 
@@ -322,13 +322,13 @@ import numpy as np
 
 from r1parallel.config.model import ModelConfig
 from r1parallel.config.schema import ContextConfig
-from r1parallel.parallel.collectives import all_reduce, barrier
+from r1parallel.parallel.moving.collectives import all_reduce, barrier
 from r1parallel.parallel.device import setup_device
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.mesh import Mesh
-from r1parallel.parallel.reshard import distinct_regions, reshard, reshard_plan
-from r1parallel.parallel.transport import SendReceive, SharedMemory, choose_transport
-from r1parallel.parallel.verify import verify_reshard
+from r1parallel.parallel.layout.table import ModelLayout
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.moving.reshard import distinct_regions, reshard, reshard_plan
+from r1parallel.parallel.moving.transport import SendReceive, SharedMemory, choose_transport
+from r1parallel.parallel.moving.slice_checksums import verify_reshard
 from r1parallel.parallel.worker import run_worker
 
 def main(argv):

@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from unittest import mock
 
-import made_up
 import numpy as np
+from helpers import made_up
 
 from r1parallel.checkpoint.load import ArraySource
 from r1parallel.config.checks import check_config
-from r1parallel.config.load import GRPO_SECTIONS, load_config
+from r1parallel.config.loading.load import GRPO_SECTIONS, load_config
 from r1parallel.config.model import ModelConfig
 from r1parallel.config.presets import PRESETS
 from r1parallel.config.schema import RunConfig
 from r1parallel.models.parameters import random_values
 from r1parallel.monitor.phases import PhaseTimer
-from r1parallel.parallel.world import World
+from r1parallel.parallel.launch.world import World
 from r1parallel.rl.trainer import Trainer
 from r1parallel.rl.update import TokenStatistics, run_update
 
@@ -125,7 +125,7 @@ class Runs:
         with (
             mock.patch.multiple("r1parallel.rl.trainer", to_generator=lambda *_: None, **self._shared(first)),
             mock.patch.object(Trainer, "_make_engine", lambda *_: engine),
-            mock.patch("r1parallel.rl.rollout.score_on_leader", made_up.scores_of_texts),
+            mock.patch("r1parallel.rl.experience.rollout.score_on_leader", made_up.scores_of_texts),
             mock.patch("r1parallel.rl.models.needs_old_logps", lambda *_: first is None),
         ):
             trainer = Trainer(config_of(case), case.model, data_set(), Digits(), self.world)

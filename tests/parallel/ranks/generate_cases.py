@@ -5,11 +5,11 @@ import numpy as np
 from r1parallel.config.model import ModelConfig
 from r1parallel.config.schema import SamplingConfig
 from r1parallel.generation.engine import Completions, RolloutEngine
-from r1parallel.models.fused import choose_operators
+from r1parallel.models.fused.operators import choose_operators
 from r1parallel.models.parameters import TensorSource, load_slices
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.mesh import Mesh
-from r1parallel.parallel.world import World
+from r1parallel.parallel.launch.world import World
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.table import ModelLayout
 
 CONFIG = ModelConfig(38, 32, 48, 2, 4, 2, rope_theta=100.0, max_position_embeddings=40, tie_word_embeddings=True)
 TOKENS, ROWS, PROMPT_SLOTS, SEED = 7, 3, 9, 5

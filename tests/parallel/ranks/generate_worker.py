@@ -16,10 +16,10 @@ from r1parallel.generation.engine import Completions, RolloutEngine
 from r1parallel.models.parameters import TensorSource, load_slices, parameter_values, set_slices
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
 from r1parallel.parallel.device import setup_device
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.mesh import Mesh
+from r1parallel.parallel.launch.world import World
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.table import ModelLayout
 from r1parallel.parallel.worker import run_worker
-from r1parallel.parallel.world import World
 from r1parallel.rl.models import TiedCopy, WeightSync
 from r1parallel.training.forward import compiled_logps
 

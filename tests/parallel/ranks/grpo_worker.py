@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from r1parallel.config.checks import check_config
-from r1parallel.config.command_line import parse_command_line
-from r1parallel.config.load import GRPO_SECTIONS
+from r1parallel.config.loading.command_line import parse_command_line
+from r1parallel.config.loading.load import GRPO_SECTIONS
+from r1parallel.parallel.launch.world import launched_world_size
 from r1parallel.parallel.worker import run_worker
-from r1parallel.parallel.world import launched_world_size
 
 
 def main(argv: Sequence[str]) -> None:

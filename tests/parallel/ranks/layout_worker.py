@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from layout_cases import CASES, OPTIMIZERS, make_step, model_config, start_values, train
+from helpers.layout_cases import CASES, OPTIMIZERS, make_step, model_config, start_values, train
 
 from r1parallel.config.schema import ContextConfig
 from r1parallel.parallel.worker import run_worker

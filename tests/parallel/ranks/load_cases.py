@@ -8,9 +8,9 @@ from mindspore import Tensor, nn
 from r1parallel.config.model import ModelConfig
 from r1parallel.models.parameters import unallocated
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.mesh import Mesh
-from r1parallel.parallel.world import World
+from r1parallel.parallel.launch.world import World
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.table import ModelLayout
 from r1parallel.training.forward import compiled_logps
 
 ROWS, PROMPT, COMPLETION = 4, 4, 4

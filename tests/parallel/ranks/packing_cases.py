@@ -3,19 +3,19 @@
 from dataclasses import replace
 
 import numpy as np
-from layout_cases import Case, model_config, start_values
+from helpers.layout_cases import Case, model_config, start_values
+from helpers.packed_texts import Packed, pack, random_texts
 from mindspore import Tensor
-from packed_texts import Packed, pack, random_texts
 
 from r1parallel.checkpoint.load import ArraySource
 from r1parallel.config.model import ModelConfig
 from r1parallel.config.schema import ActorConfig, OptimizerConfig, ParallelConfig
-from r1parallel.models.fused import PLAIN
+from r1parallel.models.fused.operators import PLAIN
+from r1parallel.models.fused.packing import packed
 from r1parallel.models.logps import PackedLogps
-from r1parallel.models.packing import packed
 from r1parallel.models.parameters import load_slices, parameter_values, share_parameters, unallocated
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
-from r1parallel.parallel.world import World
+from r1parallel.parallel.launch.world import World
 from r1parallel.training.forward import compiled_forward
 from r1parallel.training.sft import SFTLoss
 from r1parallel.training.step import TrainStep

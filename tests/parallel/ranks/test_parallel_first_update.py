@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 from first_update_cases import FOUR_RANKS, ONE_RANK, OTHERS, Case, Runs, faults
-from msrun import run_workers
+from helpers.msrun import run_workers
 
 from r1parallel.config.presets import PRESETS
-from r1parallel.parallel.world import World
+from r1parallel.parallel.launch.world import World
 
 WORKER = Path(__file__).with_name("first_update_worker.py")
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 WORLD_SIZE, LIMIT_S = 4, 600
 
 
@@ -32,8 +32,7 @@ def test_on_one_rank(alone, case):
 @pytest.mark.parametrize("cases", [FOUR_RANKS, OTHERS] if os.environ.get("R1_ALL_RANKS") else [FOUR_RANKS], ids=len)
 def test_on_four_ranks(alone, cases, tmp_path):
     names = [case.name for case in cases]
-    env = {"PYTHONPATH": os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "tests")))}
-    done = run_workers(WORKER, [str(tmp_path), *names], WORLD_SIZE, tmp_path / "job", LIMIT_S, env)
+    done = run_workers(WORKER, [str(tmp_path), *names], WORLD_SIZE, tmp_path / "job", LIMIT_S)
     assert done.returncode == 0, done.output[-2000:] + "".join(done.log(r)[-800:] for r in range(WORLD_SIZE))
     metrics = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(WORLD_SIZE)]
     assert all(other == metrics[0] for other in metrics[1:])

@@ -7,18 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from generate_cases import CONFIG, LAYOUTS, SETTINGS, generate
-from msrun import run_workers
+from helpers.msrun import run_workers
 
 from r1parallel.checkpoint.load import ArraySource, config_beside, open_model
 from r1parallel.config.schema import SamplingConfig
-from r1parallel.data.sources import Source
 from r1parallel.data.templates import render
-from r1parallel.data.tokenizer import load_tokenizer
+from r1parallel.data.text.sources import Source
+from r1parallel.data.text.tokenizer import load_tokenizer
 from r1parallel.generation.engine import Completions, RolloutEngine
 from r1parallel.models.parameters import load_slices
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.mesh import Mesh
-from r1parallel.parallel.world import World
+from r1parallel.parallel.launch.world import World
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.table import ModelLayout
 
 WORKER = Path(__file__).with_name("generate_worker.py")
 QUESTIONS, TOKENS, STOP_ID = 4, 24, 2

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from msrun import run_workers
-from one_rank import save_model
-from tiny_runs import SIZES, STOP_ID, grpo_flags, tiny_inputs
+from helpers.msrun import run_workers
+from helpers.one_rank import save_model
+from helpers.tiny_runs import SIZES, STOP_ID, grpo_flags, tiny_inputs
 
 from r1parallel.checkpoint.load import read_model
 from r1parallel.checkpoint.run_state import latest_run_state, load_run_state
@@ -16,7 +16,7 @@ from r1parallel.config.model import ModelConfig
 from r1parallel.models.parameters import random_values
 
 WORKER = Path(__file__).with_name("grpo_worker.py")
-REWARDS = Path(__file__).parents[1] / "rewards_of_runs.py"
+REWARDS = Path(__file__).parents[2] / "helpers" / "rewards_of_runs.py"
 LIMIT_S = 900
 FOUR_LAYERS = {**SIZES, "num_layers": 4}
 MODEL = ModelConfig(**FOUR_LAYERS)

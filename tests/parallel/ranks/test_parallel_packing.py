@@ -1,25 +1,24 @@
 """Packed rows on four ranks give what they give in one process."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from layout_cases import Case
+from helpers.layout_cases import Case
+from helpers.msrun import run_workers
 from mindspore.ops import Primitive
-from msrun import run_workers
 from packing_cases import CASES, compute, small
 
-from r1parallel.models.fused import choose_operators
+from r1parallel.models.fused.operators import choose_operators
+from r1parallel.models.fused.packing import packed
 from r1parallel.models.logps import PackedLogps
-from r1parallel.models.packing import packed
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
-from r1parallel.parallel.operators import UNSPLIT, strategies
-from r1parallel.parallel.world import World
+from r1parallel.parallel.launch.world import World
+from r1parallel.parallel.layout.operators import UNSPLIT, strategies
 
 WORKER = Path(__file__).with_name("packing_worker.py")
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 WORLD_SIZE, LIMIT_S = 4, 600
 
 
@@ -43,8 +42,7 @@ def test_every_operator_of_packed_rows_has_a_strategy(compute_dtype, split_vocab
 
 @pytest.mark.usefixtures("mindspore_cpu")
 def test_packed_rows_do_not_depend_on_the_layout(tmp_path):
-    env = {"PYTHONPATH": os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "tests")))}
-    done = run_workers(WORKER, [str(tmp_path), *CASES], WORLD_SIZE, tmp_path / "job", LIMIT_S, env)
+    done = run_workers(WORKER, [str(tmp_path), *CASES], WORLD_SIZE, tmp_path / "job", LIMIT_S)
     assert done.returncode == 0, done.output[-2000:] + "".join(done.log(r)[-500:] for r in range(WORLD_SIZE))
     expected = compute(Case("one"), World())
     assert np.abs(expected["values"]).max() > 1

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from layout_cases import CASES, OPTIMIZERS, Case, make_step, model_config, start_values, train
-from msrun import run_workers
+from helpers.layout_cases import CASES, OPTIMIZERS, Case, make_step, model_config, start_values, train
+from helpers.msrun import run_workers
 
 from r1parallel.models.parameters import load_parameters, parameter_values
-from r1parallel.parallel.world import World
+from r1parallel.parallel.launch.world import World
 
 WORKER = Path(__file__).with_name("layout_worker.py")
 LIMIT_S = 1500

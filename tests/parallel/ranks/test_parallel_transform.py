@@ -7,19 +7,19 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
+from helpers.msrun import run_workers
+from helpers.stored import read_all, read_entry
 from load_cases import CONFIG, CUTS, batch, logps_program
-from msrun import run_workers
 from safetensors.numpy import save_file
-from stored import read_all, read_entry
 
+from r1parallel.checkpoint.formats.tensor_file import open_rank
 from r1parallel.checkpoint.slice import reshard_checkpoint, slice_checkpoint
-from r1parallel.checkpoint.tensor_file import open_rank
 from r1parallel.config.model import ModelConfig
-from r1parallel.parallel.layout import ModelLayout
-from r1parallel.parallel.mesh import Mesh
-from r1parallel.parallel.strategy import read_strategy, write_merged_strategy, write_strategy_files
-from r1parallel.parallel.tensor_layout import Layout
-from r1parallel.parallel.world import World
+from r1parallel.parallel.launch.world import World
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.strategy_files import read_strategy, write_merged_strategy, write_strategy_files
+from r1parallel.parallel.layout.table import ModelLayout
+from r1parallel.parallel.layout.tensor_layout import Layout
 
 WORKER = Path(__file__).with_name("load_worker.py")
 
@@ -212,7 +212,7 @@ def test_mindspore_can_be_imported_after_our_reader(tmp_path):
     """Both declare the messages of a strategy file; only a new process shows whether they get along."""
     write_merged_strategy(layout_of("tp2", tied=False), tmp_path / "s.ckpt")
     code = f"""
-import r1parallel.parallel.strategy
+import r1parallel.parallel.layout.strategy_files
 import mindspore as ms
 table = ms.build_searched_strategy({str(tmp_path / "s.ckpt")!r})
 print("columns:", list(table["0-model.layers.0.attention.wo.weight"].tensor_map[0].dim))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from r1parallel.rewards.extract import (
+from r1parallel.rewards.answers.extract import (
     after_hashes,
     count_boxed,
     gold_answer,

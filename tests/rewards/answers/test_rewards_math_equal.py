@@ -7,8 +7,8 @@ import threading
 import pytest
 
 from r1parallel.errors import UserError
-from r1parallel.rewards import math_equal as module
-from r1parallel.rewards.math_equal import math_equal, math_equal_anywhere
+from r1parallel.rewards.answers import math_equal as module
+from r1parallel.rewards.answers.math_equal import math_equal, math_equal_anywhere
 
 
 def test_gold_comes_first():  # D24: an interval may answer an inequality, not the other way round

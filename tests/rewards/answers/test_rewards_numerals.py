@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1parallel.rewards.numerals import (
+from r1parallel.rewards.answers.numerals import (
     Number,
     first_number,
     last_number,

@@ -2,8 +2,8 @@
 
 import pytest
 
-from r1parallel.rewards import math_equal
-from r1parallel.rewards.accuracy import accuracy_reward, answer_reward, gsm8k_reward, qwen_accuracy_reward
+from r1parallel.rewards.answers import math_equal
+from r1parallel.rewards.functions.accuracy import accuracy_reward, answer_reward, gsm8k_reward, qwen_accuracy_reward
 
 
 def call(reward, completion, gold):

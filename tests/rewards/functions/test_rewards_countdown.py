@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1parallel.rewards.countdown import (
+from r1parallel.rewards.functions.countdown import (
     IllegalExpression,
     countdown_format_reward,
     countdown_reward,

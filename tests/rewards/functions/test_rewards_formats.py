@@ -2,7 +2,7 @@
 
 import pytest
 
-from r1parallel.rewards.formats import boxed_format_reward, format_reward, gsm8k_format_reward
+from r1parallel.rewards.functions.formats import boxed_format_reward, format_reward, gsm8k_format_reward
 
 
 def call(reward, completion, prompt=""):

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from r1parallel.rewards.allowance import CURRENT
-from r1parallel.rewards.programs import code_reward, last_program, read_tests
+from r1parallel.rewards.functions.programs import code_reward, last_program, read_tests
+from r1parallel.rewards.sandbox.call_limits import CURRENT
 
 ADD = "```python\nprint(sum(map(int, input().split())))\n```"
 CASES = json.dumps({"tests": [{"stdin": "1 2", "stdout": "3\n\n"}, {"stdin": "2 2", "stdout": "4"}]})

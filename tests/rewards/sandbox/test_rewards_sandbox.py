@@ -9,8 +9,8 @@ import psutil
 import pytest
 
 from r1parallel.errors import UserError
-from r1parallel.rewards import sandbox
-from r1parallel.rewards.sandbox import check_sandbox, run_program
+from r1parallel.rewards.sandbox import sandbox
+from r1parallel.rewards.sandbox.sandbox import check_sandbox, run_program
 
 # Says of each attempt whether the kernel refused it.
 ATTEMPTS = """
@@ -184,7 +184,7 @@ def test_asserts_must_have_run(program, asserts, confirmed):
 def test_the_sandbox_ends_with_the_process_that_asked():
     code = (
         "import os\n"
-        "from r1parallel.rewards import sandbox\n"
+        "from r1parallel.rewards.sandbox import sandbox\n"
         "def wait(process, *_):\n    print(process.pid, flush=True); os._exit(0)\n"
         "sandbox.check_sandbox()\nsandbox._wait = wait\n"
         "sandbox.run_program('import time; time.sleep(1000)', seconds=600, mebibytes=512)\n"

@@ -1,18 +1,18 @@
 from types import SimpleNamespace
 
-import made_up
 import numpy as np
 import pytest
+from helpers import made_up
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from r1parallel.config.schema import RewardConfig, RunConfig
 from r1parallel.monitor.phases import PhaseTimer
-from r1parallel.parallel.world import World
-from r1parallel.rl.advantages import equal_groups
-from r1parallel.rl.experience import collect
-from r1parallel.rl.rollout import Rollout
+from r1parallel.parallel.launch.world import World
+from r1parallel.rl.experience.experience import collect
+from r1parallel.rl.experience.rollout import Rollout
+from r1parallel.rl.objective.advantages import equal_groups
 
 GROUP, CHUNK, ROLLOUTS, PROMPTS, SLOTS = 3, 2, 2, 20, 5
 PER_STEP = CHUNK * ROLLOUTS
@@ -57,7 +57,7 @@ def make(monkeypatch, score, rows=4, max_refills=3, **changes):
     config.rl_config.max_refills = max_refills
     for name, value in changes.items():
         setattr(config.rl_config, name, value)
-    monkeypatch.setattr("r1parallel.rl.rollout.score_on_leader", score)
+    monkeypatch.setattr("r1parallel.rl.experience.rollout.score_on_leader", score)
     return Rollout(config, data_set(), Letters(), made_up.FakeEngine(rows, SLOTS), World())
 
 

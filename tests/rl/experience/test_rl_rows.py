@@ -1,14 +1,14 @@
 from dataclasses import replace
 
-import made_up
 import numpy as np
 import pytest
+from helpers import made_up
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1parallel.config.schema import RLConfig
-from r1parallel.models.packing import Places
-from r1parallel.rl.rows import RowShape, first_fit
+from r1parallel.models.fused.packing import Places
+from r1parallel.rl.experience.rows import RowShape, first_fit
 
 PROMPT, SLOTS = 5, 6
 SETTINGS = RLConfig(num_generations=4)

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from simulated_world import SimulatedWorld
+from helpers.simulated_world import SimulatedWorld
 
 from r1parallel.config.schema import RewardConfig
 from r1parallel.errors import UserError
-from r1parallel.parallel.world import World
+from r1parallel.parallel.launch.world import World
 from r1parallel.rewards import Scores, score
-from r1parallel.rl.scoring import score_on_leader
+from r1parallel.rl.experience.scoring import score_on_leader
 
 PROMPTS = ["1+1=", "2+2=", "3+3=", "4+4="]
 COMPLETIONS = ["<answer>2</answer>", "<answer>5</answer>", "6", "<answer>8</answer>"]
@@ -26,7 +26,7 @@ def calls(monkeypatch):
         made.append(arguments)
         return score(*arguments)
 
-    monkeypatch.setattr("r1parallel.rl.scoring.score", counted)
+    monkeypatch.setattr("r1parallel.rl.experience.scoring.score", counted)
     return made
 
 
@@ -47,7 +47,7 @@ def assert_same(found: Scores, expected: Scores) -> None:
 
 def simulated(size, monkeypatch) -> SimulatedWorld:
     world = SimulatedWorld(size, monkeypatch)
-    monkeypatch.setattr("r1parallel.rl.scoring.broadcast", world.broadcast)
+    monkeypatch.setattr("r1parallel.rl.experience.scoring.broadcast", world.broadcast)
     return world
 
 
@@ -76,7 +76,7 @@ def test_every_rank_has_them_and_only_the_leader_computes(calls, monkeypatch):
 def test_time_limits_and_failures_are_counted_on_every_rank(monkeypatch):
     total = np.array([0.0, np.nan, 1 / 3])
     struck = Scores(total, {"answer_reward": total}, np.isnan(total), 5, 7)
-    monkeypatch.setattr("r1parallel.rl.scoring.score", lambda *arguments: struck)
+    monkeypatch.setattr("r1parallel.rl.experience.scoring.score", lambda *arguments: struck)
     config = make_config(["answer_reward"], [1.0])
     for found in simulated(2, monkeypatch).run(
         lambda world: score_on_leader(config, PROMPTS[:3], COMPLETIONS[:3], SOLUTIONS[:3], world)

@@ -1,22 +1,22 @@
 from dataclasses import replace
 
-import made_up
 import numpy as np
 import pytest
+from helpers import made_up
 from hypothesis import given
 from hypothesis import strategies as st
 
 from r1parallel.config.presets import PRESETS
 from r1parallel.config.schema import RLConfig
-from r1parallel.rl.advantages import (
+from r1parallel.rl.experience.experience import collect, judge
+from r1parallel.rl.objective.advantages import (
     equal_groups,
     kept_rows,
     overlong_penalties,
     sequence_advantages,
     token_advantages,
 )
-from r1parallel.rl.experience import collect, judge
-from r1parallel.rl.kl import kl_values
+from r1parallel.rl.objective.kl import kl_values
 
 GROUP = 4
 ESTIMATORS = ("group", "rloo", "reinforce_plus_plus")

@@ -8,7 +8,7 @@ import pytest
 from r1parallel.config.limits import _KNOWN_NAMES
 from r1parallel.config.presets import PRESETS
 
-PAGE = (Path(__file__).parents[2] / "docs" / "algorithms.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[3] / "docs" / "algorithms.md").read_text(encoding="utf-8")
 ROWS = dict(re.findall(r"^\| `(\w+)` \| [^|]*\b20\d\d\b[^|]*, arXiv [\d.]+ \| (.*) \|$", PAGE, re.MULTILINE))
 
 

@@ -1,16 +1,16 @@
 from dataclasses import replace
 
-import made_up
 import numpy as np
 import pytest
+from helpers import made_up
 from hypothesis import given
 from hypothesis import strategies as st
 
 from r1parallel.config.schema import RLConfig
 from r1parallel.errors import UserError
-from r1parallel.rl.correction import Gap, check_gap, rollout_corrections, rollout_gap
-from r1parallel.rl.experience import needs_old_logps
+from r1parallel.rl.experience.experience import needs_old_logps
 from r1parallel.rl.metrics import experience_metrics
+from r1parallel.rl.objective.correction import Gap, check_gap, rollout_corrections, rollout_gap
 
 LOW, HIGH = 0.6, 1.7
 KINDS = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")

@@ -7,20 +7,20 @@ where losses were measured to differ by 3e-7 at most and gradients by 1.5e-6 of 
 from dataclasses import replace
 from functools import cache
 
-import made_up
 import numpy as np
 import pytest
-from given_logps import GivenLogps
+from helpers import made_up
+from helpers.given_logps import GivenLogps
+from helpers.tiny_runs import MODEL
+from helpers.update_recorder import assert_same_gradients, make_model, make_recorder, update
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_runs import MODEL
-from update_recorder import assert_same_gradients, make_model, make_recorder, update
 
 from r1parallel.config.presets import PRESETS
 from r1parallel.config.schema import RLConfig
-from r1parallel.rl.losses import token_values
+from r1parallel.rl.experience.rows import RowShape
 from r1parallel.rl.metrics import update_metrics
-from r1parallel.rl.rows import RowShape
+from r1parallel.rl.objective.losses import token_values
 from r1parallel.rl.update import Batch, token_inputs
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")

@@ -4,14 +4,14 @@ from functools import cache
 
 import numpy as np
 import pytest
-from given_logps import GivenLogps
+from helpers.given_logps import GivenLogps
+from helpers.paper_pieces import STEP, kl_estimate
 from hypothesis import given
 from hypothesis import strategies as st
-from paper_pieces import STEP, kl_estimate
 
 from r1parallel.config.schema import RLConfig
-from r1parallel.rl.kl import Beta, kl_values
-from r1parallel.rl.losses import TokenInputs
+from r1parallel.rl.objective.kl import Beta, kl_values
+from r1parallel.rl.objective.losses import TokenInputs
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
 NAMES = ("k1", "k2", "k3", "abs")

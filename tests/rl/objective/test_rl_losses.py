@@ -3,22 +3,22 @@
 from dataclasses import replace
 
 import numpy as np
-import paper_pieces as paper
-import paper_presets as papers
 import pytest
-from given_logps import GivenLogps
+from helpers import paper_pieces as paper
+from helpers import paper_presets as papers
+from helpers.given_logps import GivenLogps
+from helpers.paper_cases import GROUP, ROWS, SLOTS, random_case, settings_of, told
+from helpers.tiny_runs import MODEL
 from hypothesis import given
 from hypothesis import strategies as st
 from mindspore import Tensor
-from paper_cases import GROUP, ROWS, SLOTS, random_case, settings_of, told
-from tiny_runs import MODEL
 
 from r1parallel.config.schema import RLConfig
 from r1parallel.models.logps import CompletionLogps
 from r1parallel.models.parameters import load_parameters, random_values
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
-from r1parallel.rl.advantages import kept_rows, overlong_penalties, token_advantages
-from r1parallel.rl.losses import PolicyLoss, TokenInputs, loss_weights, token_values
+from r1parallel.rl.objective.advantages import kept_rows, overlong_penalties, token_advantages
+from r1parallel.rl.objective.losses import PolicyLoss, TokenInputs, loss_weights, token_values
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
 ROW = np.array([[-0.24, -0.12, -0.04, 0.0, 0.04, 0.12, 0.24]])  # log ratios

@@ -11,15 +11,15 @@ from dataclasses import replace
 from functools import cache
 
 import numpy as np
-import paper_pieces
-import paper_presets as papers
 import pytest
-from given_logps import GivenLogps
+from helpers import paper_pieces
+from helpers import paper_presets as papers
+from helpers.given_logps import GivenLogps
+from helpers.paper_cases import GROUP, ROWS, SLOTS, random_case, settings_of, stacked, told
 from mindspore import Tensor, ops
-from paper_cases import GROUP, ROWS, SLOTS, random_case, settings_of, stacked, told
 
 from r1parallel.config.presets import PRESETS
-from r1parallel.rl.losses import TokenInputs, TokenValues
+from r1parallel.rl.objective.losses import TokenInputs, TokenValues
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
 CASES = range(200)

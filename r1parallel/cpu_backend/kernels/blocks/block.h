@@ -6,10 +6,10 @@
 #include <cmath>
 #include <vector>
 
-#include "elementwise.h"
+#include "common/elementwise.h"
 #include "flash.h"
-#include "fused.h"
-#include "sgemm.h"
+#include "common/fused.h"
+#include "common/sgemm.h"
 
 namespace mindspore {
 namespace kernel {

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "block.h"
+#include "blocks/block.h"
 
 namespace mindspore {
 namespace kernel {

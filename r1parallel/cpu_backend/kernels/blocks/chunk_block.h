@@ -8,7 +8,7 @@
 #include <memory>
 #include <vector>
 
-#include "block.h"
+#include "blocks/block.h"
 
 namespace mindspore {
 namespace kernel {

@@ -9,10 +9,10 @@
 #include <vector>
 
 #include "attention.h"
-#include "elementwise.h"
-#include "fused.h"
-#include "products.h"
-#include "scratch.h"
+#include "common/elementwise.h"
+#include "common/fused.h"
+#include "common/products.h"
+#include "common/scratch.h"
 
 namespace mindspore {
 namespace kernel {

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "group.h"
+#include "collectives/group.h"
 #include "include/runtime/hardware_abstract/kernel_base/ms_factory.h"
 #include "kernel/cpu/cpu_kernel.h"
 

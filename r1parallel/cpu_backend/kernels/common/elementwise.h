@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "vectors.h"
+#include "common/vectors.h"
 
 namespace r1parallel {
 // Σ a·b·c, the last of which may be missing, always in the same order.

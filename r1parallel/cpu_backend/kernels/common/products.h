@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "vectors.h"
+#include "common/vectors.h"
 
 namespace r1parallel {
 constexpr size_t kLine = 16;  // numbers of a line of the processor's cache

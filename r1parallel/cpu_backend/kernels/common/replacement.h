@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "fused.h"
+#include "common/fused.h"
 
 namespace mindspore {
 namespace kernel {

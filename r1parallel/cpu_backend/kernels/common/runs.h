@@ -6,7 +6,7 @@
 #include <cmath>
 #include <vector>
 
-#include "elementwise.h"
+#include "common/elementwise.h"
 
 namespace r1parallel {
 // Neighbouring keys, a multiple of kLane, of which some query of a tile sees something.

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <atomic>
 
-#include "fused.h"
+#include "common/fused.h"
 
 // Of oneDNN, which is a part of the wheel: C [m, n] = alpha·op(A) [m, k]·op(B) [k, n] + beta·C, row by row.
 extern "C" int dnnl_sgemm(char op_a, char op_b, int64_t m, int64_t n, int64_t k, float alpha, const float *a,

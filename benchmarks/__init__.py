@@ -1,0 +1,1 @@
+"""Benchmarks; README.md says which command measures what."""

@@ -1,0 +1,1 @@
+"""What each preset learns, and TRL beside it."""

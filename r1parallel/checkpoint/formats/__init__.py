@@ -1,0 +1,1 @@
+"""What lies in a checkpoint file: headers, dtypes, manifests, and the files beside the weights."""

@@ -1,0 +1,1 @@
+"""Writing checkpoints: planned first, copied window by window, whole or not at all."""

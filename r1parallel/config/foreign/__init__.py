@@ -1,0 +1,1 @@
+"""Other tools' keys in our terms: mindrlhf, mindformers, MindSpeed-RL."""

@@ -1,0 +1,1 @@
+"""MindSpeed-RL's data set YAMLs and prompt templates."""

@@ -1,0 +1,1 @@
+"""Problems made on the spot, with their answers."""

@@ -1,0 +1,1 @@
+"""The model with a KV cache, as the rollout engine runs it."""

@@ -1,0 +1,1 @@
+"""Fused operators in the place of plain ones."""

@@ -1,0 +1,1 @@
+"""Layers of plain operators, attention, and the KV cache."""

@@ -1,0 +1,1 @@
+"""Pictures of a layout: mesh, block, pipeline schedule."""

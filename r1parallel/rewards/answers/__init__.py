@@ -1,0 +1,1 @@
+"""Finding answers in text and comparing them."""

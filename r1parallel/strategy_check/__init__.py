@@ -1,0 +1,1 @@
+"""The layout table against MindSpore's compiler, rank by rank, without a device."""
