@@ -74,7 +74,7 @@ setup(
     packages=find_packages(include=["r1parallel", "r1parallel.*"]),
     package_data={
         "r1parallel.monitor.report": ["*.jinja"],
-        "r1parallel.cpu_backend": ["kernels/*/*.cc", "kernels/*.cc", "kernels/*/*.h", "kernels/*.h"],
+        "r1parallel.cpu_backend": ["kernels/*.cc", "kernels/*.h", "kernels/*/*.cc", "kernels/*/*.h"],
     },
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,

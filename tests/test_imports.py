@@ -18,7 +18,7 @@ LAYERS = (
     {"generation"},
     {"training"},
     {"rl"},
-    {"recipe"},
+    {"recipe", "strategy_check"},
 )
 SAME_LAYER = {
     ("models", "checkpoint"),  # a model takes its slices from a checkpoint's source
@@ -26,7 +26,7 @@ SAME_LAYER = {
     ("cpu_backend", "parallel"),  # the self-test starts its processes as a run does
 }
 # Where a device is set up: a run's, and that of a dry run.
-DEVICE_SETUP = {"parallel/device.py", "rl/dry_compile.py"}
+DEVICE_SETUP = {"parallel/device.py", "strategy_check/compile_rank.py"}
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 

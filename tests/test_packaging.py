@@ -1,5 +1,4 @@
 import ast
-import fnmatch
 import re
 import runpy
 import sys
@@ -49,7 +48,9 @@ def imported_modules(path: Path) -> set[str]:
 
 
 def imported_distributions(paths: Iterable[Path]) -> set[str]:
-    modules = set().union(*map(imported_modules, paths)) - sys.stdlib_module_names - {"r1parallel"}
+    modules = (
+        set().union(*map(imported_modules, paths)) - sys.stdlib_module_names - {"r1parallel", "helpers", "benchmarks"}
+    )
     return {canonicalize_name(DISTRIBUTIONS.get(module, module)) for module in modules}
 
 
@@ -105,9 +106,11 @@ def test_all_code_and_data_of_the_package_is_packed(settings):
     files = [path for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     for path in files:
         package = ".".join(path.parent.relative_to(ROOT).parts)
-        patterns = ["*.py"] if package in settings["packages"] else []
-        patterns += settings["package_data"].get(package, [])
-        assert any(fnmatch.fnmatch(path.name, pattern) for pattern in patterns), f"setup.py leaves out {path}"
+        packed = package in settings["packages"] and path.suffix == ".py"
+        for owner, patterns in settings["package_data"].items():
+            folder = ROOT.joinpath(*owner.split("."))
+            packed = packed or any(path in folder.glob(pattern) for pattern in patterns)
+        assert packed, f"setup.py leaves out {path}"
 
 
 def test_the_license_is_apache_and_ours(settings):

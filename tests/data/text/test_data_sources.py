@@ -173,8 +173,8 @@ def test_unknown_type_and_missing_file(tmp_path):
         Source("gsm8k", tmp_path / "x")
 
 
-def test_all_of_gsm8k(shared):
-    path = shared / "data" / "gsm8k" / "test.jsonl"
+def test_all_of_gsm8k(shared_dir):
+    path = shared_dir / "data" / "gsm8k" / "test.jsonl"
     if not path.is_file():
         pytest.skip(f"no {path}")
     examples = list(Source("gsm8k", path))

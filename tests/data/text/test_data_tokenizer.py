@@ -49,8 +49,8 @@ def test_vocab_and_merges_equal_tokenizer_json_on_texts(qwen_pair):
         assert built.decode(ids, skip_special_tokens=True) == library.decode(ids, skip_special_tokens=True)
 
 
-def test_vocab_and_merges_equal_tokenizer_json_on_gsm8k(qwen_pair, shared):
-    path = shared / "data" / "gsm8k" / "train.jsonl"
+def test_vocab_and_merges_equal_tokenizer_json_on_gsm8k(qwen_pair, shared_dir):
+    path = shared_dir / "data" / "gsm8k" / "train.jsonl"
     if not path.is_file():
         pytest.skip(f"no {path}")
     library, built = qwen_pair
@@ -116,8 +116,8 @@ def test_damaged_merges_are_refused(tmp_path):
         load_tokenizer(folder)
 
 
-def test_smollm_folder_has_a_template_file(shared):
-    folder = shared / "tokenizers" / "smollm2"
+def test_smollm_folder_has_a_template_file(shared_dir):
+    folder = shared_dir / "tokenizers" / "smollm2"
     if not folder.is_dir():
         pytest.skip(f"no {folder}")
     tokenizer = load_tokenizer(folder)
