@@ -16,6 +16,7 @@ import r1parallel
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "r1parallel"
 ENTRIES = [*sorted(ROOT.glob("run_*.py")), *sorted((ROOT / "tools").glob("*.py"))]
+OURS = {"r1parallel", "helpers", "benchmarks"}
 # Import name → distribution, where the two differ.
 DISTRIBUTIONS = {"google": "protobuf", "yaml": "pyyaml"}
 
@@ -48,9 +49,7 @@ def imported_modules(path: Path) -> set[str]:
 
 
 def imported_distributions(paths: Iterable[Path]) -> set[str]:
-    modules = (
-        set().union(*map(imported_modules, paths)) - sys.stdlib_module_names - {"r1parallel", "helpers", "benchmarks"}
-    )
+    modules = set().union(*map(imported_modules, paths)) - sys.stdlib_module_names - OURS
     return {canonicalize_name(DISTRIBUTIONS.get(module, module)) for module in modules}
 
 
