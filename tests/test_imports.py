@@ -25,7 +25,7 @@ SAME_LAYER = {
     ("parallel", "cpu_backend"),  # where the device is set up
     ("cpu_backend", "parallel"),  # the self-test starts its processes as a run does
 }
-# Where a device is set up: a run's, and that of a dry run.
+# Where a device is set up: a run's, and that of a compile-only process.
 DEVICE_SETUP = {"parallel/device.py", "strategy_check/compile_rank.py"}
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 

@@ -262,7 +262,7 @@ def _around(value: int, working: Sequence[int]) -> str:
 
 
 def check_compute_dtype(config: RunConfig) -> None:
-    """Check that the device can compute in the configured type. A dry compilation computes nothing and needs no check.
+    """Check that the device can compute in the configured type. What is only compiled needs no check.
 
     Raises:
         UserError: bfloat16 on the CPU.

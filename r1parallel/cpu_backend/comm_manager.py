@@ -48,7 +48,7 @@ class RunningGroups:
 
 
 class SimulatedGroups:
-    """Groups of a dry run: this process stands for one rank of a job of which nothing else exists."""
+    """Groups of a compile-only process: it stands for one rank of a job of which nothing else exists."""
 
     def __init__(self, rank: int, world: int) -> None:
         self.ranks: dict[str, list[int]] = {}

@@ -24,11 +24,11 @@ def enable(simulate: tuple[int, int] | None = None) -> str | None:
     """Make semi_auto_parallel work on the CPU, in this process.
 
     To be called once, after `mindspore.set_device("CPU")` and, under msrun, after `init()`, and before any graph is
-    compiled. A dry run may call it again, to go on as another rank.
+    compiled. A compile-only process may call it again, to go on as another rank.
 
     Args:
-        simulate: (rank, number of ranks) of a dry run, which compiles one rank's graph in a single process and needs
-            neither msrun nor `init()`; None for a job that runs.
+        simulate: (rank, number of ranks) of a compile-only process: it compiles one rank's graph alone, without msrun
+            and `init()`; None for a job that runs.
 
     Returns:
         None, or one line for the user that says what does not work on this machine and what to install.

@@ -22,7 +22,7 @@ from r1parallel.models.fused.operators import PLAIN, Operators
 from r1parallel.models.parameters import share_parameters, unallocated
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
 from r1parallel.parallel.compiling import compiling
-from r1parallel.parallel.launch.world import DryWorld, World
+from r1parallel.parallel.launch.world import CompileOnlyWorld, World
 from r1parallel.parallel.layout.mesh import Mesh
 from r1parallel.parallel.layout.table import ModelLayout
 from r1parallel.parallel.program import on_mesh
@@ -139,9 +139,9 @@ class RolloutEngine:
             ),
             (self._fill, tuple(Tensor(x) for x in seats.fill())),
         ]
-        # Only the former holds every Parameter. The first graph slices them, the last one is what a dry run checks.
+        # Only the former holds every Parameter. The first graph slices them, the last one's layout is checked.
         with compiling("the rollout graphs", self._world):
-            for program, inputs in reversed(graphs) if isinstance(self._world, DryWorld) else graphs:
+            for program, inputs in reversed(graphs) if isinstance(self._world, CompileOnlyWorld) else graphs:
                 program.compile(*inputs)
         self._compiled = True
 

@@ -13,8 +13,8 @@ from r1parallel.parallel.layout.strategy_files import read_rank_strategy
 _NO_KERNEL = "Kernel select failed"
 
 
-class DryProgram:
-    """Stands in for what a `DryWorld` compiles: it cannot be called.
+class CompileOnlyProgram:
+    """Stands in for what a `CompileOnlyWorld` compiles: it cannot be called.
 
     The CPU has no kernels for bf16 and for Ascend's fused operators, so the compilation of a program with them ends
     where kernels are selected. By then MindSpore has typed the graph, laid it out and written the strategy file.

@@ -4,8 +4,8 @@ from mindspore import nn
 from mindspore.parallel.auto_parallel import AutoParallel
 
 from r1parallel.config.schema import RecomputeConfig
-from r1parallel.parallel.compile_only import DryProgram
-from r1parallel.parallel.launch.world import DryWorld, World
+from r1parallel.parallel.compile_only import CompileOnlyProgram
+from r1parallel.parallel.launch.world import CompileOnlyWorld, World
 from r1parallel.parallel.layout.table import ModelLayout
 from r1parallel.parallel.parallelize import parallelize
 
@@ -40,9 +40,9 @@ def on_mesh(
         spread.pipeline(layout.mesh.pp, output_broadcast=not program.training, scheduler="1f1b")
     if layout.opt_shard:
         spread.hsdp(shard_size=-1, threshold=0)
-    if isinstance(world, DryWorld):
+    if isinstance(world, CompileOnlyWorld):
         spread.save_param_strategy_file(world.strategy_file)
         spread.disable_strategy_file_only_for_trainable_params()
         spread.no_init_parameters_in_compile()
-        return DryProgram(spread, world.strategy_file)
+        return CompileOnlyProgram(spread, world.strategy_file)
     return spread

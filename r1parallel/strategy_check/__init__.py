@@ -1,1 +1,1 @@
-"""The layout table against MindSpore's compiler, rank by rank, without a device."""
+"""The compile-only check: strategy files against what the compiler makes of the same model, without a device."""

@@ -31,7 +31,7 @@ def check_strategy(
     """Compare the strategy files of one of a run's models with what MindSpore's compiler makes; a line for each rank.
 
     Each rank is compiled by a process of its own, one after the other, on the CPU; no weights are allocated. Where the
-    program has operators that the CPU has no kernels for, see `dry_compile.compile_rank` for how far that gets.
+    program has operators that the CPU has no kernels for, see `compile_rank.compile_rank` for how far that gets.
 
     Args:
         config: of the run; `context.wait_limit` is the limit of one compilation, in seconds.

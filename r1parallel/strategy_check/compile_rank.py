@@ -25,7 +25,7 @@ from r1parallel.models.parameters import transposed_weights, unallocated
 from r1parallel.monitor.memory import peak_resident_bytes
 from r1parallel.parallel.device import setup_device
 from r1parallel.parallel.launch.msrun import die_with_parent
-from r1parallel.parallel.launch.world import DryWorld
+from r1parallel.parallel.launch.world import CompileOnlyWorld
 from r1parallel.parallel.layout.from_config import model_layout
 from r1parallel.rl.experience.rows import RowShape
 from r1parallel.rl.models import Actor, Reference
@@ -73,28 +73,31 @@ def compile_rank(config: RunConfig, program: str, rank: int, world_size: int, st
     config.context.device_target = "CPU"
     setup_device(config.context)
     enable((rank, world_size))
-    sizes, world = load_model_config(config.actor_config.model_config), DryWorld(rank, world_size, str(strategy_file))
+    sizes, world = (
+        load_model_config(config.actor_config.model_config),
+        CompileOnlyWorld(rank, world_size, str(strategy_file)),
+    )
     with unallocated():
         return transposed_weights(_PROGRAMS[program](config, sizes, world))
 
 
-def _actor(config: RunConfig, sizes: ModelConfig, world: DryWorld) -> nn.Cell:
+def _actor(config: RunConfig, sizes: ModelConfig, world: CompileOnlyWorld) -> nn.Cell:
     shape = _packed(config, _actor_shape(config))
     return Actor(config, sizes, shape, updates=1, world=world).model
 
 
-def _sft(config: RunConfig, sizes: ModelConfig, world: DryWorld) -> nn.Cell:
+def _sft(config: RunConfig, sizes: ModelConfig, world: CompileOnlyWorld) -> nn.Cell:
     shape, parallel = _actor_shape(config), config.actor_config.parallel_config
     rows = config.sft_config.batch_size * parallel.data_parallel * parallel.micro_batch_num
     return SFTTrainer(config, sizes, _any_rows(rows, shape), None, world).model
 
 
-def _reference(config: RunConfig, sizes: ModelConfig, world: DryWorld) -> nn.Cell:
+def _reference(config: RunConfig, sizes: ModelConfig, world: CompileOnlyWorld) -> nn.Cell:
     shape = _packed(config, _shape(config.ref_config.parallel_config.model_parallel))
     return Reference(config, sizes, shape, world).model
 
 
-def _generator(config: RunConfig, sizes: ModelConfig, world: DryWorld) -> nn.Cell:
+def _generator(config: RunConfig, sizes: ModelConfig, world: CompileOnlyWorld) -> nn.Cell:
     generate = config.generate_config
     shape = _shape(generate.parallel_config.model_parallel)
     generate.sampling_config.max_tokens = shape.completion

@@ -12,7 +12,7 @@ from r1parallel.errors import UserError
 from r1parallel.models.parameters import unallocated
 from r1parallel.parallel.compiling import compiling
 from r1parallel.parallel.launch.waiting import waiting
-from r1parallel.parallel.launch.world import DryWorld, World
+from r1parallel.parallel.launch.world import CompileOnlyWorld, World
 from r1parallel.parallel.layout.table import ModelLayout
 from r1parallel.parallel.moving.collectives import all_gather, all_reduce
 from r1parallel.parallel.program import on_mesh
@@ -63,7 +63,7 @@ class TrainStep:
         with compiling("the training graph", world):
             self._gradients.compile(*next(self._launches(examples)))
         held = [(p, g) for p, g in zip(trained, sums, strict=True) if layout.slices(p.name, world.rank) is not None]
-        if not isinstance(world, DryWorld):  # whose compilation may end at a missing kernel, and then cuts nothing
+        if not isinstance(world, CompileOnlyWorld):  # its compilation may end early and then slices nothing
             for parameter, _ in held:
                 assert tuple(parameter.shape) == layout.local_shape(parameter.name, world.rank), parameter.name
         self._trained, self._sums = [p for p, _ in held], [g for _, g in held]

@@ -78,9 +78,9 @@ def test_ranks_are_printed_and_files_written_for_all(grpo, capsys):
 @pytest.mark.parametrize(("flags", "ranks"), [((), [0, 2]), (("--ranks", "3,1"), [3, 1])])
 def test_check_asks_mindspore_about_the_ranks(grpo, monkeypatch, flags, ranks):
     asked = []
-    dry_run = types.ModuleType("r1parallel.strategy_check.compare")
-    dry_run.check_strategy = lambda config, *rest: asked.append((config.actor_config.offset, *rest))
-    monkeypatch.setitem(sys.modules, "r1parallel.strategy_check.compare", dry_run)
+    compare = types.ModuleType("r1parallel.strategy_check.compare")
+    compare.check_strategy = lambda config, *rest: asked.append((config.actor_config.offset, *rest))
+    monkeypatch.setitem(sys.modules, "r1parallel.strategy_check.compare", compare)
     assert make(grpo, "--check", *flags) == 0
     assert asked == [([0, 1], "actor", ranks, str(grpo.parent / "out"), False)]
 
@@ -89,9 +89,9 @@ def test_check_says_that_the_actor_is_of_an_sft_run(grpo, monkeypatch):
     sft = grpo.with_name("sft.yaml")
     sft.write_text(GRPO + "sft_config:\n  epochs: 1\n")
     asked = []
-    dry_run = types.ModuleType("r1parallel.strategy_check.compare")
-    dry_run.check_strategy = lambda *given: asked.append(given[-1])
-    monkeypatch.setitem(sys.modules, "r1parallel.strategy_check.compare", dry_run)
+    compare = types.ModuleType("r1parallel.strategy_check.compare")
+    compare.check_strategy = lambda *given: asked.append(given[-1])
+    monkeypatch.setitem(sys.modules, "r1parallel.strategy_check.compare", compare)
     assert make(sft, "--check") == 0
     assert asked == [True]
 

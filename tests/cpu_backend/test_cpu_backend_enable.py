@@ -14,7 +14,7 @@ from r1parallel.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
 # Rank 3 of a job of 4 that splits a weight of eight rows; without kernels, groups have to be the whole job.
-DRY_RUN = """\
+COMPILE_ONLY = """\
 import json, sys
 import mindspore as ms, numpy as np
 from mindspore.communication import get_group_size, get_rank
@@ -37,10 +37,10 @@ print(json.dumps({"message": message, "rank": get_rank(), "size": get_group_size
 
 
 @pytest.mark.slow
-def test_a_dry_run_compiles_one_rank_of_many_without_a_compiler(tmp_path):
+def test_a_compile_only_process_compiles_one_rank_of_many_without_a_compiler(tmp_path):
     strategy = tmp_path / "strategy.ckpt"
     result = subprocess.run(
-        [sys.executable, "-c", DRY_RUN, str(strategy)],
+        [sys.executable, "-c", COMPILE_ONLY, str(strategy)],
         cwd=tmp_path,
         env=os.environ | {"PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,

@@ -3,7 +3,7 @@ import re
 import pytest
 
 from r1parallel.parallel.compiling import compiling
-from r1parallel.parallel.launch.world import DryWorld, World
+from r1parallel.parallel.launch.world import CompileOnlyWorld, World
 
 
 def test_rank_0_says_what_is_compiled_before_and_how_long_it_took_after(capsys):
@@ -12,7 +12,9 @@ def test_rank_0_says_what_is_compiled_before_and_how_long_it_took_after(capsys):
     assert re.fullmatch(r" \d+\.\d s\n", capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("world", [World(1, 2), DryWorld(0, 2, "strategy.ckpt")], ids=["rank 1", "dry run"])
+@pytest.mark.parametrize(
+    "world", [World(1, 2), CompileOnlyWorld(0, 2, "strategy.ckpt")], ids=["rank 1", "compile-only"]
+)
 def test_others_say_nothing(capsys, world):
     with compiling("the training graph", world):
         pass

@@ -18,17 +18,16 @@ from helpers.msrun import TESTS_ON_PATH
 
 from r1parallel.config.model import ModelConfig
 from r1parallel.errors import UserError
-from r1parallel.parallel.compile_only import DryProgram
+from r1parallel.parallel.compile_only import CompileOnlyProgram
 from r1parallel.parallel.device import has_fused_kernels
 from r1parallel.parallel.launch.msrun import worker_environment
-from r1parallel.parallel.launch.world import DryWorld
+from r1parallel.parallel.launch.world import CompileOnlyWorld
 from r1parallel.parallel.layout.from_config import configured_layout
 from r1parallel.parallel.layout.mesh import Mesh
 from r1parallel.parallel.layout.strategy_files import read_rank_strategy, write_model_strategies
 from r1parallel.parallel.layout.table import ModelLayout
 from r1parallel.parallel.layout.tensor_layout import Layout, TensorLayout
-from r1parallel.strategy_check import compare as dry_run
-from r1parallel.strategy_check import compile_rank as dry_compile
+from r1parallel.strategy_check import compare, compile_rank
 from r1parallel.strategy_check.compare import check_strategy, first_difference
 
 WORKER = Path(__file__).with_name("compile_worker.py")
@@ -172,25 +171,25 @@ def test_a_compilation_has_a_limit(run):
 
 def test_a_process_that_ends_is_one_line(run, monkeypatch):
     config, folder = run
-    monkeypatch.setattr(dry_run, "REQUEST", "another name")
+    monkeypatch.setattr(compare, "REQUEST", "another name")
     with pytest.raises(UserError, match="rank 0: the compiling process ended with exit code "):
         check_strategy(config, "actor", [0], folder)
 
 
 @pytest.mark.parametrize(
-    ("compile_rank", "said"),
+    ("compiles", "said"),
     [
         (lambda *request: {"b", "a"}, {"error": "", "transposed": ["a", "b"]}),
         (lambda *request: request[-1].read_text(), {"error": "FileNotFoundError: [Errno 2] No such file"}),
     ],
 )
-def test_the_compiling_process_says_how_it_went(run, monkeypatch, compile_rank, said):
+def test_the_compiling_process_says_how_it_went(run, monkeypatch, compiles, said):
     config, folder = run
-    monkeypatch.setattr(dry_compile, "die_with_parent", lambda: None)
-    monkeypatch.setattr(dry_compile, "compile_rank", compile_rank)
-    dry_run.write_request(config, folder)
-    dry_compile.main([str(folder), "actor", "1", "2"])
-    result = json.loads((folder / dry_run.RESULT).read_text())
+    monkeypatch.setattr(compile_rank, "die_with_parent", lambda: None)
+    monkeypatch.setattr(compile_rank, "compile_rank", compiles)
+    compare.write_request(config, folder)
+    compile_rank.main([str(folder), "actor", "1", "2"])
+    result = json.loads((folder / compare.RESULT).read_text())
     assert result.pop("seconds") >= 0 and result.pop("peak_bytes") > 0
     assert result.keys() == said.keys() and result["error"].startswith(said["error"])
     assert result.get("transposed") == said.get("transposed")
@@ -199,12 +198,12 @@ def test_the_compiling_process_says_how_it_went(run, monkeypatch, compile_rank, 
 def test_an_sft_run_compiles_its_own_program(run, monkeypatch):
     config, _ = run
     built = []
-    monkeypatch.setattr(dry_compile, "SFTTrainer", lambda *made: built.append(made) or SimpleNamespace(model="sft"))
-    monkeypatch.setattr(dry_compile, "Actor", lambda *made, **more: SimpleNamespace(model="grpo"))
-    world = DryWorld(0, 2, "file")
+    monkeypatch.setattr(compile_rank, "SFTTrainer", lambda *made: built.append(made) or SimpleNamespace(model="sft"))
+    monkeypatch.setattr(compile_rank, "Actor", lambda *made, **more: SimpleNamespace(model="grpo"))
+    world = CompileOnlyWorld(0, 2, "file")
     config.sft_config.batch_size = 3
-    assert dry_compile._PROGRAMS["actor"](config, SIZES, world) == "grpo"
-    assert dry_compile._PROGRAMS["sft"](config, SIZES, world) == "sft"
+    assert compile_rank._PROGRAMS["actor"](config, SIZES, world) == "grpo"
+    assert compile_rank._PROGRAMS["sft"](config, SIZES, world) == "sft"
     ((_, sizes, rows, held_out, given),) = built
     assert (sizes, held_out, given) == (SIZES, None, world)
     assert rows.prompt_ids.shape == rows.answer_ids.shape == (3 * 2, 2) and len(rows.solutions) == 6
@@ -224,7 +223,7 @@ def test_the_caller_says_which_actor_is_compiled(run, monkeypatch, model, sft, p
         asked.append(program)
         raise UserError("enough")
 
-    monkeypatch.setattr(dry_run, "_compile", refuse)
+    monkeypatch.setattr(compare, "_compile", refuse)
     with pytest.raises(UserError, match="enough"):
         check_strategy(config, model, [0], folder, sft)
     assert asked == [program]
@@ -256,7 +255,7 @@ def test_a_compilation_may_end_at_a_missing_kernel_once_its_file_is_whole(tmp_pa
                 file.write_bytes(content if writes == "all" else content[: len(content) // 2])
             raise RuntimeError(says)
 
-    program = DryProgram(Program(), str(file))
+    program = CompileOnlyProgram(Program(), str(file))
     if ends:
         program.compile(1, 2)
         assert file.read_bytes() == whole.read_bytes()

@@ -23,7 +23,7 @@ class World:
 
 
 @dataclass(frozen=True)
-class DryWorld(World):
+class CompileOnlyWorld(World):
     """A rank of which only this process exists: programs are compiled for it and never run.
 
     Attributes:
