@@ -6,6 +6,7 @@ import numpy as np
 
 from r1parallel.config.model import ModelConfig
 from r1parallel.config.schema import ActorConfig, OptimizerConfig, ParallelConfig, RecomputeConfig
+from r1parallel.models.fused.operators import FUSED, PLAIN, Operators
 from r1parallel.models.logps import CompletionLogps
 from r1parallel.models.parameters import unallocated
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
@@ -17,6 +18,7 @@ from r1parallel.training.step import TrainStep
 
 ROWS, PROMPT, ANSWER, STEPS = 8, 6, 6, 3
 OPTIMIZERS = {"momentum": 1e-6, "adamw": 1e-5}  # type → largest difference of a parameter after STEPS updates
+OPERATORS = {"plain": PLAIN, "fused": FUSED}  # every device has the first; CPU runs use the second
 LR = 1e-3
 EPS = 1e-6  # of AdamW; with less, rounding alone moves a parameter by a part of lr where its gradient is near zero
 
@@ -85,12 +87,14 @@ def batch(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return tokens, rng.integers(0, PROMPT, ROWS).astype(np.int32), weights / weights.sum()
 
 
-def make_step(case: Case, tied: bool, world: World) -> tuple[Qwen2ForCausalLM, ModelLayout, TrainStep]:
-    """Model, layout and compiled training step of a case."""
+def make_step(
+    case: Case, tied: bool, operators: Operators, world: World
+) -> tuple[Qwen2ForCausalLM, ModelLayout, TrainStep]:
+    """Model, layout and compiled training step of a case, made of plain operators or of fused ones."""
     config = model_config(tied)
     layout, micro = case.layout(config), 2
     with unallocated():
-        model = Qwen2ForCausalLM(config, PROMPT + ANSWER)
+        model = Qwen2ForCausalLM(config, PROMPT + ANSWER, operators=operators)
     logps = CompletionLogps(model, ROWS // micro // case.interleave, PROMPT, ANSWER, split_vocab=case.tp > 1)
     parallel = ParallelConfig(case.dp, case.tp, case.pp, case.sp, micro, case.interleave)
     actor = ActorConfig(parallel_config=parallel, recompute_config=case.recompute or RecomputeConfig())

@@ -1,11 +1,15 @@
-"""One rank: train every named case, tied and untied, with every optimizer; write losses and this rank's slices."""
+"""One rank: train every named case, tied and untied, of plain and of fused operators, with every optimizer.
+
+Writes the losses and this rank's slices.
+"""
 
 import sys
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
-from helpers.layout_cases import CASES, OPTIMIZERS, make_step, model_config, start_values, train
+from helpers.layout_cases import CASES, OPERATORS, OPTIMIZERS, make_step, model_config, start_values, train
 
 from r1parallel.config.schema import ContextConfig
 from r1parallel.parallel.worker import run_worker
@@ -19,8 +23,8 @@ def main(argv: Sequence[str]) -> None:
     folder, names = Path(argv[0]), argv[1:]
     world = setup_device(ContextConfig(wait_limit=300.0))
     for case in names:
-        for tied in (False, True):
-            model, layout, step = make_step(CASES[case], tied, world)
+        for tied, operators in product((False, True), OPERATORS):
+            model, layout, step = make_step(CASES[case], tied, OPERATORS[operators], world)
             for name, parameter in model_parameters(model).items():  # what only other stages hold has no memory here
                 if "embedding" not in name:  # a tied one is sent to the last stage
                     assert parameter.has_init == (layout.slices(name, world.rank) is None), name
@@ -29,7 +33,9 @@ def main(argv: Sequence[str]) -> None:
                 load_slices(model, source, layout, world.rank)
                 losses = train(step, kind)
                 values = parameter_values(model, layout, world.rank)
-                np.savez(folder / f"{case}-{tied}-{kind}-{world.rank}.npz", losses=np.array(losses), **values)
+                np.savez(
+                    folder / f"{case}-{tied}-{operators}-{kind}-{world.rank}.npz", losses=np.array(losses), **values
+                )
         print(f"done {case}", file=sys.stderr, flush=True)
 
 

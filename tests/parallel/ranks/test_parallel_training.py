@@ -1,11 +1,15 @@
-"""Every layout trains as one process does: losses and every merged parameter, after three updates."""
+"""Every layout trains as one process does: losses and every merged parameter, after three updates.
+
+With plain operators, which every device has, and with the fused ones, which runs on the CPU use.
+"""
 
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.layout_cases import CASES, OPTIMIZERS, Case, make_step, model_config, start_values, train
+from helpers.layout_cases import CASES, OPERATORS, OPTIMIZERS, Case, make_step, model_config, start_values, train
 from helpers.msrun import run_workers
 
 from r1parallel.models.parameters import load_parameters, parameter_values
@@ -13,12 +17,13 @@ from r1parallel.parallel.launch.world import World
 
 WORKER = Path(__file__).with_name("layout_worker.py")
 LIMIT_S = 1500
+PROGRAMS = list(product((False, True), OPERATORS, OPTIMIZERS))  # tied, operators, optimizer
 
 
 @cache
-def one_process(tied: bool, kind: str) -> tuple[list[float], dict[str, np.ndarray]]:
-    """Losses and final parameters of the plain program."""
-    model, _, step = make_step(Case("one"), tied, World())
+def one_process(tied: bool, operators: str, kind: str) -> tuple[list[float], dict[str, np.ndarray]]:
+    """Losses and final parameters of the program that knows of no ranks."""
+    model, _, step = make_step(Case("one"), tied, OPERATORS[operators], World())
     load_parameters(model, start_values(model_config(tied)), "start values")
     return train(step, kind), parameter_values(model)
 
@@ -33,13 +38,16 @@ def job(request, tmp_path_factory) -> tuple[list[Case], Path]:
     return cases, folder
 
 
-def merged(case: Case, tied: bool, kind: str, folder: Path) -> tuple[list[float], dict[str, np.ndarray]]:
-    """Losses of rank 0, and full parameters put together from the slices of all ranks."""
+def merged(case: Case, program: str, tied: bool, folder: Path) -> tuple[list[float], dict[str, np.ndarray]]:
+    """Losses of rank 0, and full parameters put together from the slices of all ranks.
+
+    `program` is TIED-OPERATORS-OPTIMIZER, as the files are named.
+    """
     config = model_config(tied)
     layout = case.layout(config)
     full = {name: np.full(shape, np.nan, np.float32) for name, shape in config.parameter_shapes().items()}
     for rank in range(case.world_size):
-        with np.load(folder / f"{case.name}-{tied}-{kind}-{rank}.npz") as saved:
+        with np.load(folder / f"{case.name}-{program}-{rank}.npz") as saved:
             losses = saved["losses"]
             assert set(saved) - {"losses"} == set(layout.stages[rank // layout.stage_size])
             for name in set(saved) - {"losses"}:
@@ -50,29 +58,27 @@ def merged(case: Case, tied: bool, kind: str, folder: Path) -> tuple[list[float]
     return losses.tolist(), full
 
 
-@pytest.mark.usefixtures("mindspore_cpu")
+@pytest.mark.usefixtures("fused_kernels")
 def test_training_equals_one_process(job):
     cases, folder = job
     worst = {}
-    for case in cases:
-        for tied in (False, True):
-            for kind, limit in OPTIMIZERS.items():
-                losses, values = merged(case, tied, kind, folder)
-                expected_losses, expected = one_process(tied, kind)
-                errors = {name: float(np.abs(values[name] - expected[name]).max()) for name in expected}
-                errors["loss"] = float(np.abs(np.array(losses) - expected_losses).max())
-                name = max(errors, key=lambda name: errors[name] if errors[name] == errors[name] else np.inf)
-                worst[f"{case.name}, {'tied' if tied else 'untied'}, {kind}"] = (errors[name], limit, name)
+    for case, (tied, operators, kind) in product(cases, PROGRAMS):
+        losses, values = merged(case, f"{tied}-{operators}-{kind}", tied, folder)
+        expected_losses, expected = one_process(tied, operators, kind)
+        errors = {name: float(np.abs(values[name] - expected[name]).max()) for name in expected}
+        errors["loss"] = float(np.abs(np.array(losses) - expected_losses).max())
+        name = max(errors, key=lambda name: errors[name] if errors[name] == errors[name] else np.inf)
+        described = f"{case.name}, {'tied' if tied else 'untied'}, {operators}, {kind}"
+        worst[described] = (errors[name], OPTIMIZERS[kind], name)
     print("\n".join(f"{case}: {error:.1e} in {name}" for case, (error, _, name) in worst.items()))
     assert not {case: found for case, found in worst.items() if not found[0] <= found[1]}
 
 
-@pytest.mark.usefixtures("mindspore_cpu")
+@pytest.mark.usefixtures("fused_kernels")
 def test_the_steps_change_every_parameter():
     """By more than the tolerance, else the comparison would say nothing."""
-    for tied in (False, True):
+    for tied, operators, kind in PROGRAMS:
         start = start_values(model_config(tied))
-        for kind, limit in OPTIMIZERS.items():
-            losses, values = one_process(tied, kind)
-            assert losses[0] != losses[-1]
-            assert min(float(np.abs(values[name] - start[name]).max()) for name in start) > limit
+        losses, values = one_process(tied, operators, kind)
+        assert losses[0] != losses[-1]
+        assert min(float(np.abs(values[name] - start[name]).max()) for name in start) > OPTIMIZERS[kind]
