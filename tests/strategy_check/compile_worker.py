@@ -15,16 +15,16 @@ from r1parallel.config.schema import ActorConfig, ParallelConfig, RecomputeConfi
 from r1parallel.strategy_check.compile_rank import compile_rank
 
 
-def sizes_of(tied: bool, compute_dtype: str) -> ModelConfig:
+def sizes_of(case: Case, tied: bool, compute_dtype: str) -> ModelConfig:
     """The cases' model; the fused attention takes heads of 16."""
-    sizes = model_config(tied)
+    sizes = model_config(tied, case.layers)
     return sizes if compute_dtype == "float32" else replace(sizes, hidden_size=16 * sizes.num_heads)
 
 
 def run_config(case: Case, tied: bool, folder: Path, compute_dtype: str = "float32") -> RunConfig:
     """A GRPO run whose three models are spread as a case says; the last two over dp and tp alone."""
-    sizes = folder / f"{'tied' if tied else 'untied'}_{compute_dtype}.json"
-    sizes.write_text(json.dumps(sizes_of(tied, compute_dtype).to_hf()))
+    sizes = folder / f"{case.layers}_{'tied' if tied else 'untied'}_{compute_dtype}.json"
+    sizes.write_text(json.dumps(sizes_of(case, tied, compute_dtype).to_hf()))
     config = RunConfig()
     config.context.compute_dtype = compute_dtype
     config.actor_config = ActorConfig(

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -80,7 +81,7 @@ def test_mindspore_agrees_with_the_table(mindspore_cpu, tmp_path, tying):
     wrong = {}
     for job in wanted:
         name, _, model, rank, compute_dtype = job.split(":")
-        sizes = sizes_of(tying == "tied", compute_dtype)
+        sizes = sizes_of(CASES[name], tying == "tied", compute_dtype)
         config = run_config(CASES[name], tying == "tied", tmp_path, compute_dtype)
         layout = configured_layout(config, model, None)
         theirs = read_rank_strategy(tmp_path / f"{job}.ckpt", sizes.parameter_shapes())
@@ -128,7 +129,7 @@ def test_differences_name_parameter_rank_and_both_slices():
 @pytest.fixture
 def run(tmp_path):
     """A run of two stages, and the folder of its strategy files."""
-    config = run_config(CASES["pp2"], True, tmp_path)
+    config = run_config(replace(CASES["pp2"], layers=4), True, tmp_path)
     write_model_strategies(configured_layout(config, "actor", None), "actor", tmp_path)
     return config, tmp_path
 
@@ -144,7 +145,7 @@ def test_a_check_compiles_in_another_process_and_prints_a_line_for_each_rank(run
 @pytest.mark.slow
 def test_a_wrong_table_is_one_line(run):
     config, folder = run
-    other = ModelLayout(model_config(True), Mesh(pp=2), stage_layers=(3, 1))
+    other = ModelLayout(model_config(True, 4), Mesh(pp=2), stage_layers=(3, 1))
     write_model_strategies(other, "actor", folder)
     with pytest.raises(
         UserError, match=r"rank 1: model\.layers\.2\.attention\.wk\.bias is held according to MindSpore"

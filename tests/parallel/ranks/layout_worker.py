@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> None:
             for name, parameter in model_parameters(model).items():  # what only other stages hold has no memory here
                 if "embedding" not in name:  # a tied one is sent to the last stage
                     assert parameter.has_init == (layout.slices(name, world.rank) is None), name
-            source = ArraySource(start_values(model_config(tied)), "start values")
+            source = ArraySource(start_values(model_config(tied, CASES[case].layers)), "start values")
             for kind in OPTIMIZERS:
                 load_slices(model, source, layout, world.rank)
                 losses = train(step, kind)

@@ -1,7 +1,5 @@
 """Packed rows under the layouts that are compared with one process: log-probs, entropies and gradients of both."""
 
-from dataclasses import replace
-
 import numpy as np
 from helpers.layout_cases import Case, model_config, start_values
 from helpers.packed_texts import Packed, pack, random_texts
@@ -33,7 +31,7 @@ CASES = {
 
 def small() -> ModelConfig:
     """One layer for each stage."""
-    return replace(model_config(tied=False), num_layers=2)
+    return model_config(tied=False, layers=2)
 
 
 def rows() -> Packed:

@@ -18,8 +18,8 @@ from r1parallel.models.parameters import random_values
 WORKER = Path(__file__).with_name("grpo_worker.py")
 REWARDS = Path(__file__).parents[2] / "helpers" / "rewards_of_runs.py"
 LIMIT_S = 900
-FOUR_LAYERS = {**SIZES, "num_layers": 4}
-MODEL = ModelConfig(**FOUR_LAYERS)
+TWO_LAYERS = {**SIZES, "num_layers": 2}
+MODEL = ModelConfig(**TWO_LAYERS)
 STEPS = 3
 # Actor dp2 · tp2 · pp2 with sequence and optimizer parallelism, generator dp4 · tp2, reference dp8.
 EIGHT_RANKS = {
@@ -43,7 +43,7 @@ ONE_RANK = {"batch_size": 4, "chunk_size": 4, "generate_config__infer_model_batc
 def models(tmp_path_factory) -> Path:
     """Sizes, an actor, and a reference that differs from it, so that a KL term pulls from the first step on."""
     folder, inputs = tmp_path_factory.mktemp("models"), tiny_inputs()
-    (folder / "model.yaml").write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in FOUR_LAYERS.items()))
+    (folder / "model.yaml").write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in TWO_LAYERS.items()))
     for name, seed in (("actor", 0), ("reference", 1)):
         save_model(folder / name, random_values(MODEL, seed, 0.1), MODEL, inputs.tokenizer, [STOP_ID])
     return folder

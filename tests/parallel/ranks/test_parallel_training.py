@@ -21,10 +21,10 @@ PROGRAMS = list(product((False, True), OPERATORS, OPTIMIZERS))  # tied, operator
 
 
 @cache
-def one_process(tied: bool, operators: str, kind: str) -> tuple[list[float], dict[str, np.ndarray]]:
+def one_process(layers: int, tied: bool, operators: str, kind: str) -> tuple[list[float], dict[str, np.ndarray]]:
     """Losses and final parameters of the program that knows of no ranks."""
-    model, _, step = make_step(Case("one"), tied, OPERATORS[operators], World())
-    load_parameters(model, start_values(model_config(tied)), "start values")
+    model, _, step = make_step(Case("one", layers=layers), tied, OPERATORS[operators], World())
+    load_parameters(model, start_values(model_config(tied, layers)), "start values")
     return train(step, kind), parameter_values(model)
 
 
@@ -43,7 +43,7 @@ def merged(case: Case, program: str, tied: bool, folder: Path) -> tuple[list[flo
 
     `program` is TIED-OPERATORS-OPTIMIZER, as the files are named.
     """
-    config = model_config(tied)
+    config = model_config(tied, case.layers)
     layout = case.layout(config)
     full = {name: np.full(shape, np.nan, np.float32) for name, shape in config.parameter_shapes().items()}
     for rank in range(case.world_size):
@@ -64,7 +64,7 @@ def test_training_equals_one_process(job):
     worst = {}
     for case, (tied, operators, kind) in product(cases, PROGRAMS):
         losses, values = merged(case, f"{tied}-{operators}-{kind}", tied, folder)
-        expected_losses, expected = one_process(tied, operators, kind)
+        expected_losses, expected = one_process(case.layers, tied, operators, kind)
         errors = {name: float(np.abs(values[name] - expected[name]).max()) for name in expected}
         errors["loss"] = float(np.abs(np.array(losses) - expected_losses).max())
         name = max(errors, key=lambda name: errors[name] if errors[name] == errors[name] else np.inf)
@@ -77,8 +77,8 @@ def test_training_equals_one_process(job):
 @pytest.mark.usefixtures("fused_kernels")
 def test_the_steps_change_every_parameter():
     """By more than the tolerance, else the comparison would say nothing."""
-    for tied, operators, kind in PROGRAMS:
-        start = start_values(model_config(tied))
-        losses, values = one_process(tied, operators, kind)
+    for layers, (tied, operators, kind) in product((2, 4), PROGRAMS):
+        start = start_values(model_config(tied, layers))
+        losses, values = one_process(layers, tied, operators, kind)
         assert losses[0] != losses[-1]
         assert min(float(np.abs(values[name] - start[name]).max()) for name in start) > OPTIMIZERS[kind]
