@@ -68,7 +68,6 @@ _AT_LEAST_ZERO = (
     "rl_config.kl_clamp",
     "rl_config.entropy_coef",
     "rl_config.rollout_correction_low",
-    "rl_config.rollout_gap_limit",
     "rl_config.save_ckpt_interval",
     "sft_config.max_steps",
     "sft_config.seed",
@@ -103,6 +102,7 @@ _RULES: tuple[tuple[Sequence[str], str, Callable[[float], bool]], ...] = (
     (_AT_LEAST_ZERO, "0 or more", lambda value: value >= 0),
     (_BELOW_ONE, "below 1", lambda value: value < 1),
     (_AT_MOST_ONE, "at most 1", lambda value: value <= 1),
+    (("rl_config.rollout_gap_limit",), "0 or more, or -1", lambda value: value >= 0 or value == -1),
     (_SEEDS, f"at most {LARGEST_SEED}", lambda value: value <= LARGEST_SEED),
 )
 KL_ESTIMATORS = ("k1", "k2", "k3", "abs")

@@ -163,7 +163,7 @@ class RLConfig:
     rollout_correction: str = "none"  # none | token_truncate | token_mask | sequence_truncate | sequence_mask
     rollout_correction_low: float = 0.0  # masked below this ratio of training to rollout probability
     rollout_correction_high: float = 2.0  # truncated or masked above this ratio
-    rollout_gap_limit: float = 0.1  # mean |training - rollout log-prob| that stops the run, in nats; 0: none
+    rollout_gap_limit: float = -1.0  # mean |training - rollout log-prob| that stops; 0: none; -1: 1e-3, bfloat16: 0.1
     resume_training: bool = False  # go on from the newest checkpoint in the run's folder
     save_strategy_dir: str = "./strategy/"  # strategy files of this run
     save_ckpt_interval: int = 5  # steps between checkpoints; 0: only the last

@@ -143,6 +143,12 @@ def set_slices(model: nn.Cell, values: Mapping[str, np.ndarray]) -> None:
         _set(parameters[name], value, name in transposed)
 
 
+def rounded_as(model: nn.Cell, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What the Parameters of a model hold once these fp32 values are set: those of fp32 Parameters as they are."""
+    parameters = model_parameters(model)
+    return {name: _rounded(value, parameters[name].dtype) for name, value in values.items()}
+
+
 def parameter_values(
     model: nn.Cell, layout: ModelLayout | None = None, rank: int = 0, *, copy: bool = True
 ) -> dict[str, np.ndarray]:
@@ -195,6 +201,10 @@ def _read_slice(name: str, source: TensorSource, layout: ModelLayout, rank: int)
         raise UserError(f"{source.path}: {name} has shape {source.shapes[name]}, the model wants {shape}")
     region = region_of(name, layout, rank)
     return None if region is None else source.read(name, region)
+
+
+def _rounded(value: np.ndarray, dtype: object) -> np.ndarray:
+    return value if dtype == ms.float32 else Tensor(value, dtype).asnumpy().astype(np.float32)
 
 
 def _set(parameter: ms.Parameter, value: np.ndarray, transposed: bool) -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 
 from r1parallel.config.schema import RLConfig
+from r1parallel.rewards import Scores
 from r1parallel.rl.experience.experience import Experience, kl_in_reward
 from r1parallel.rl.objective.advantages import equal_groups, kept_rows
 from r1parallel.rl.objective.correction import rollout_gap
@@ -16,9 +17,8 @@ def reward_metrics(experience: Experience, group: int) -> dict[str, float]:
     kept = kept_rows(experience.rewards, group)
     metrics = {
         "skipped_groups": float((~kept).sum() // group),
-        "reward_timeouts": float(experience.scores.timeouts),
-        "reward_failures": float(experience.scores.failures),
     }
+    metrics |= reward_errors(experience.scores)
     metrics |= _spread("completion_length", experience.lengths)
     metrics["completion_clipped_fraction"] = float((~experience.stopped).mean())
     prompt_slots = experience.tokens.shape[1] - experience.rollout_logps.shape[1]
@@ -34,6 +34,11 @@ def reward_metrics(experience: Experience, group: int) -> dict[str, float]:
         if "accuracy" not in metrics and "format" not in name:
             metrics["accuracy"] = float((values[kept] >= 1.0).mean())
     return metrics
+
+
+def reward_errors(scores: Scores) -> dict[str, float]:
+    """Rewards of the step that ran out of time or failed, those of refills included once they are drawn."""
+    return {"reward_timeouts": float(scores.timeouts), "reward_failures": float(scores.failures)}
 
 
 def experience_metrics(experience: Experience, settings: RLConfig) -> dict[str, float]:
@@ -81,10 +86,11 @@ def update_metrics(statistics: TokenStatistics, settings: RLConfig) -> dict[str,
         "ratio_mean": statistics.ratio / tokens,
         "clip_fraction": statistics.clipped / tokens,
         "kl": statistics.kl / tokens,
-        "first_update_ratio_deviation": statistics.first_ratio_deviation,
         "first_update_clip_fraction": statistics.first_clipped / max(1.0, statistics.first_tokens),
         "first_update_kl_max": statistics.first_kl,
     }
+    if statistics.first_ratio_deviation is not None:
+        metrics["first_update_ratio_deviation"] = statistics.first_ratio_deviation
     if wants_entropy(settings):
         metrics["entropy"] = statistics.entropy / tokens
         metrics["entropy_loss"] = float(np.mean(statistics.entropy_losses))

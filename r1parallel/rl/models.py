@@ -13,7 +13,14 @@ from r1parallel.generation.engine import RolloutEngine
 from r1parallel.models.fused.operators import choose_operators
 from r1parallel.models.fused.packing import packed
 from r1parallel.models.logps import CompletionLogps, PackedLogps
-from r1parallel.models.parameters import parameter_values, same_parameters, set_slices, share_parameters, unallocated
+from r1parallel.models.parameters import (
+    parameter_values,
+    rounded_as,
+    same_parameters,
+    set_slices,
+    share_parameters,
+    unallocated,
+)
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
 from r1parallel.parallel.launch.world import World
 from r1parallel.parallel.layout.from_config import model_layout
@@ -162,16 +169,19 @@ class WeightSync:
         """Every rank calls this.
 
         Raises:
-            RuntimeError: what arrived differs from what the actor holds.
+            RuntimeError: what the model holds afterwards differs from what the actor holds.
         """
-        values = self._actor.values()
-        arrived = reshard(self._plan, self._world.rank, values, self._transport)
-        verify_reshard(self._actor.layout, self._layout, self._world, values, arrived)
-        set_slices(self._model, arrived)
+        values, rank = self._actor.values(), self._world.rank
+        set_slices(self._model, reshard(self._plan, rank, values, self._transport))
+        held = parameter_values(self._model, self._layout, rank, copy=False)
+        verify_reshard(self._actor.layout, self._layout, self._world, rounded_as(self._model, values), held)
 
 
 def to_generator(actor: Actor, engine: RolloutEngine, layout: ModelLayout, world: World) -> WeightSync | None:
-    """How the generator gets new weights; None: on one rank, where both keep them alike, it holds the actor's own."""
+    """How the generator gets new weights; None: it shares the actor's Parameters, nothing is copied or compared.
+
+    They are shared on one rank where both models keep their Parameters alike.
+    """
     if world.size == 1 and same_parameters(actor.model, engine.model):
         engine.share(actor.model)
         return None

@@ -22,11 +22,11 @@ from r1parallel.parallel.layout.from_config import model_layout
 from r1parallel.rl.experience.experience import Experience, collect, judge
 from r1parallel.rl.experience.rollout import Draw, Rollout
 from r1parallel.rl.experience.rows import RowShape
-from r1parallel.rl.metrics import completion_kl, experience_metrics, reward_metrics, update_metrics
+from r1parallel.rl.metrics import completion_kl, experience_metrics, reward_errors, reward_metrics, update_metrics
 from r1parallel.rl.models import Actor, Reference, WeightSync, to_generator
-from r1parallel.rl.objective.correction import check_gap, rollout_gap
+from r1parallel.rl.objective.correction import check_gap, gap_limit, rollout_gap
 from r1parallel.rl.objective.kl import Beta
-from r1parallel.rl.update import Batch, TokenStatistics, run_update, update_batches
+from r1parallel.rl.update import Batch, TokenStatistics, Update, run_update, update_batches
 from r1parallel.training.schedule import learning_rate
 
 
@@ -55,6 +55,7 @@ class Trainer:
     def __init__(self, config: RunConfig, model_config: ModelConfig, rows: Rows, tokenizer: Tokenizer, world: World):
         settings = config.rl_config
         self.config, self.world, self.beta = config, world, Beta(settings, settings.beta)
+        self.gap_limit = gap_limit(settings, config.context.compute_dtype)
         self.shape = row_shape(config, rows)
         self.generator_layout = model_layout(config, model_config, "generate", world.size)
         engine = self._make_engine(model_config, tokenizer)
@@ -103,7 +104,8 @@ class Trainer:
         if settings.dynamic_sampling:
             refill = self.rollout.refill(draw, number, timer, progress)
             experience = self._collect(draw)
-            metrics |= refill | {"tokens": metrics["tokens"] + refill["refill_tokens"]}
+            metrics |= refill | reward_errors(draw.scores)
+            metrics["tokens"] += refill["refill_tokens"]
         batches = self._batches(number, experience)
         self._add_logps(number, experience, batches, timer, progress)
         judge(experience, settings, self.beta.value)
@@ -155,7 +157,7 @@ class Trainer:
                 self.actor.before_old_logps()
                 self._logps("old", self.actor.old_logps, self.actor.micro_rows, experience, first, progress)
             gap = rollout_gap(experience.old_logps, experience.rollout_logps, experience.learned)
-            check_gap(gap, self.config.rl_config.rollout_gap_limit, f"step {number + 1}")
+            check_gap(gap, self.gap_limit, f"step {number + 1}")
         if self.reference is not None:
             with timer.phase("reference"):
                 self._logps("ref", self.reference.logps, self.reference.rows, experience, first, progress)
@@ -177,11 +179,18 @@ class Trainer:
                     part.put(logps(Tensor(part.tokens), Tensor(part.places)).asnumpy(), into)
 
     def _update(self, number: int, experience: Experience, batches: Sequence[Batch]) -> TokenStatistics:
-        settings, statistics = self.config.rl_config, TokenStatistics()
+        statistics = TokenStatistics()
         for batch in batches:
-            lr = learning_rate(self.config.actor_config.lr_schedule, self.train.updates)
-            where, beta = f"step {number + 1}", self.beta.value
-            run_update(self.train, experience, batch, settings, beta, lr, where, statistics, self._only_one)
+            update = Update(
+                batch=batch,
+                beta=self.beta.value,
+                lr=learning_rate(self.config.actor_config.lr_schedule, self.train.updates),
+                step_name=f"step {number + 1}",
+                on_policy=self._only_one,
+                has_old_logps=self.actor.old_logps is not None,
+                gap_limit=self.gap_limit,
+            )
+            run_update(self.train, experience, update, self.config.rl_config, statistics=statistics)
         return statistics
 
 

@@ -28,6 +28,29 @@ class Batch:
     rows: GraphRows
 
 
+@dataclass(frozen=True)
+class Update:
+    """One optimizer update of a step.
+
+    Attributes:
+        batch: what is learned from.
+        beta: weight of the KL term.
+        lr: learning rate.
+        step_name: names the step in messages.
+        on_policy: this is the step's only update, so its own log-probs are the old ones.
+        has_old_logps: a forward graph has filled in the old log-probs before the step's first update.
+        gap_limit: see `check_gap`.
+    """
+
+    batch: Batch
+    beta: float
+    lr: float
+    step_name: str
+    on_policy: bool
+    has_old_logps: bool
+    gap_limit: float
+
+
 @dataclass
 class TokenStatistics:
     """Sums over the tokens that are learned from, for the step's metrics."""
@@ -42,7 +65,7 @@ class TokenStatistics:
     entropy_losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     lrs: list[float] = field(default_factory=list)
-    first_ratio_deviation: float = 0.0  # max |ratio − 1| in the step's first update
+    first_ratio_deviation: float | None = None  # max |ratio − 1| in the step's first update; None: not measured
     first_clipped: float = 0.0  # tokens clipped in the step's first update …
     first_kl: float = 0.0  # max |KL| in it …
     first_tokens: float = 0.0  # … of so many
@@ -81,51 +104,49 @@ def token_inputs(experience: Experience, batch: Batch, settings: RLConfig, beta:
 
 
 def run_update(
-    step: TrainStep,
-    experience: Experience,
-    batch: Batch,
-    settings: RLConfig,
-    beta: float,
-    lr: float,
-    where: str,
-    statistics: TokenStatistics,
-    only_one: bool,
+    step: TrainStep, experience: Experience, update: Update, settings: RLConfig, statistics: TokenStatistics
 ) -> None:
-    """One update; adds to `statistics`.
+    """Run one optimizer update.
 
     Args:
-        step: of the actor.
-        experience: of the step. With `only_one` update its `old_logps` are filled in here.
-        batch: what is learned from.
+        step: the actor's.
+        experience: of the step. If the update is `on_policy`, its `old_logps` are filled in here.
+        update: what is learned from, and how.
         settings: of the loss.
-        beta: weight of the KL term now.
-        lr: learning rate.
-        where: names the step in messages.
-        statistics: of the step so far.
-        only_one: this is the step's only update.
+        statistics: of the step so far; those of this update are added.
 
     Raises:
         UserError: loss or gradient is not finite (names the step and the prompts), or the gap is too large.
     """
-    given, rows = token_inputs(experience, batch, settings, beta), batch.rows
-    values = token_values(step.accumulate(rows.tokens, rows.places, given.joined()))
-    if only_one:
-        # Of a row that is not learned from the loss says nothing.
+    batch, rows = update.batch, update.batch.rows
+    inputs = token_inputs(experience, batch, settings, update.beta)
+    counted = inputs.weights > 0
+    values = token_values(step.accumulate(rows.tokens, rows.places, inputs.joined()))
+    if not statistics.losses and update.has_old_logps and counted.any():
+        statistics.first_ratio_deviation = _ratio_deviation(values, inputs, counted, update.on_policy)
+    if update.on_policy:
+        # The graph's output has no meaning for rows that are not learned from.
         kept = rows.take(experience.old_logps)
-        rows.put(np.where(given.weights > 0, values.logps, kept), experience.old_logps)
+        rows.put(np.where(counted, values.logps, kept), experience.old_logps)
         gap = rollout_gap(experience.old_logps, experience.rollout_logps, experience.learned)
-        check_gap(gap, settings.rollout_gap_limit, where)
+        check_gap(gap, update.gap_limit, update.step_name)
     loss = float(values.loss.sum(dtype=np.float64))
-    kl_loss = float((values.kl * given.kl_weights).sum(dtype=np.float64))
-    entropy = float((values.entropy * given.weights).sum(dtype=np.float64))
-    _add(statistics, values, given.weights > 0)
+    kl_loss = float((values.kl * inputs.kl_weights).sum(dtype=np.float64))
+    entropy = float((values.entropy * inputs.weights).sum(dtype=np.float64))
+    _add(statistics, values, counted)
     prompts = ", ".join(str(row) for row in np.unique(experience.prompt_rows[batch.samples])[:8])
-    norm = step.apply(lr, loss, f"{where}, data set rows {prompts}")
+    norm = step.apply(update.lr, loss, f"{update.step_name}, data set rows {prompts}")
     statistics.losses.append(loss)
     statistics.kl_losses.append(kl_loss)
     statistics.entropy_losses.append(-settings.entropy_coef * entropy)
     statistics.norms.append(norm)
-    statistics.lrs.append(lr)
+    statistics.lrs.append(update.lr)
+
+
+def _ratio_deviation(values: TokenValues, inputs: TokenInputs, counted: np.ndarray, on_policy: bool) -> float:
+    """Largest |ratio − 1| against the forward graph's log-probs; on policy the loss does not see these."""
+    ratio = np.exp(values.logps - inputs.old) if on_policy else values.ratio
+    return float(np.abs(ratio[counted] - 1.0).max())
 
 
 def _add(statistics: TokenStatistics, values: TokenValues, counted: np.ndarray) -> None:
@@ -136,7 +157,6 @@ def _add(statistics: TokenStatistics, values: TokenValues, counted: np.ndarray) 
     statistics.clipped += values.clipped[counted].sum(dtype=np.float64)
     statistics.entropy += values.entropy[counted].sum(dtype=np.float64)
     if not statistics.losses and counted.any():
-        statistics.first_ratio_deviation = float(np.abs(values.ratio[counted] - 1.0).max())
         statistics.first_clipped = float(values.clipped[counted].sum())
         statistics.first_kl = float(np.abs(values.kl[counted]).max())
         statistics.first_tokens = float(counted.sum())

@@ -65,6 +65,7 @@ def test_message_of_a_missing_key_names_the_flag():
         ("rl_config.epochs", "-1", "at least 1"),
         ("rl_config.max_steps", "-1", "0 or more"),
         ("rl_config.beta", "-0.1", "0 or more"),
+        ("rl_config.rollout_gap_limit", "-0.5", "0 or more, or -1"),
         ("rl_config.epsilon_high", "-0.1", "0 or more"),
         ("rl_config.epsilon_low", "1.5", "at most 1"),
         ("actor_config.lr_schedule.lr", "0", "above 0"),

@@ -1,5 +1,7 @@
 """Trainers of tiny models whose reward is made up, for tests in one process."""
 
+import numpy as np
+
 from helpers import made_up
 from helpers.tiny_runs import SIZES, TinyInputs, grpo_config
 from r1parallel.checkpoint.load import ArraySource
@@ -15,7 +17,7 @@ from r1parallel.rl.trainer import Trainer
 ODD = ModelConfig(**{**SIZES, "vocab_size": 37, "hidden_size": 40, "intermediate_size": 70, "num_layers": 2})
 LEADER = "r1parallel.rl.experience.rollout.score_on_leader"
 # What `step_with_another_generator` is stopped with.
-GAP = r"^step 21: rollout and training log-probs differ by .*rollout_gap_limit 0.1;"
+GAP = r"^step 21: rollout and training log-probs differ by .*rollout_gap_limit 0.001;"
 
 
 def share_of_sevens(config, prompts, completions, solutions, world):
@@ -34,13 +36,17 @@ def same(left, right) -> bool:
     return all((left[name] == value).all() for name, value in right.items())
 
 
-def step_with_another_generator(trainer: Trainer) -> None:
-    """A step whose completions another model draws; on one rank the generator holds the actor's Parameters."""
+def step_with_another_generator(trainer: Trainer, weights: dict[str, np.ndarray] | None = None) -> None:
+    """A step whose completions a model with other weights draws, random ones unless they are given.
+
+    On one rank the generator shares the actor's Parameters, so they are changed only while it draws.
+    """
+    other = random_values(trainer.actor.layout.config, 5, 0.5) if weights is None else weights
     engine, model = trainer.engine, trainer.engine.model
     generate, own = engine.generate, parameter_values(model)
 
     def with_other_weights(*arguments):
-        load_parameters(model, random_values(trainer.actor.layout.config, 5, 0.5), "other weights")
+        load_parameters(model, other, "other weights")
         drawn = generate(*arguments)
         load_parameters(model, own, "its own")
         return drawn

@@ -17,8 +17,9 @@ from r1parallel.parallel.layout.table import ModelLayout
 from r1parallel.rl.experience.experience import Experience
 from r1parallel.rl.experience.rows import RowShape
 from r1parallel.rl.models import example_batch
+from r1parallel.rl.objective.correction import gap_limit
 from r1parallel.rl.objective.losses import PolicyLoss, wants_entropy
-from r1parallel.rl.update import Batch, TokenStatistics, run_update
+from r1parallel.rl.update import Batch, TokenStatistics, Update, run_update
 from r1parallel.training.step import TrainStep
 
 
@@ -68,13 +69,21 @@ def update(
     samples,
     settings: RLConfig,
     statistics: TokenStatistics | None = None,
-    only_one: bool = False,
+    on_policy: bool = False,
+    has_old_logps: bool = True,
 ) -> TokenStatistics:
     """One update of these completions; what came of it stands in `step`."""
     step.forget()
     statistics, samples = statistics or TokenStatistics(), np.asarray(samples)
     batch = Batch(0, samples, shape.rows(experience, samples, step.rows))
-    run_update(step, experience, batch, settings, settings.beta, 1e-3, "step 1", statistics, only_one)
+    limit = gap_limit(settings, "float32")
+    run_update(
+        step,
+        experience,
+        Update(batch, settings.beta, 1e-3, "step 1", on_policy, has_old_logps, limit),
+        settings,
+        statistics,
+    )
     return statistics
 
 

@@ -204,7 +204,7 @@ def test_the_first_update_alone_says_where_the_policy_stood(steps, experience):
 
 def test_an_only_update_notes_the_log_probs_and_has_the_same_gradient(steps, only_step, experience):
     unknown = replace(experience, old_logps=np.full_like(experience.old_logps, np.nan))
-    statistics = run(only_step, unknown, range(ROWS), only_one=True)
+    statistics = run(only_step, unknown, range(ROWS), on_policy=True, has_old_logps=False)
     inside = experience.inside
     np.testing.assert_array_equal(unknown.old_logps[inside], experience.old_logps[inside])
     assert metrics_of(statistics)["ratio_mean"] == 1.0
@@ -220,12 +220,32 @@ def test_an_only_update_notes_the_log_probs_and_has_the_same_gradient(steps, onl
     assert metrics["advantage_mean"] == pytest.approx(experience.advantages[inside].mean(), abs=1e-6)
 
 
+@pytest.mark.parametrize("has_old_logps", [False, True])
+def test_the_ratio_of_an_only_update_is_measured_against_the_forward_graph_or_not_at_all(
+    only_step, experience, has_old_logps
+):
+    same = replace(experience, old_logps=experience.old_logps.copy())
+    moved = moved_policy(experience)
+    expected = np.abs(np.exp((experience.old_logps - moved.old_logps)[experience.inside]) - 1.0).max()
+    found = [
+        metrics_of(run(only_step, made, range(ROWS), on_policy=True, has_old_logps=has_old_logps))
+        for made in (same, moved)
+    ]
+    if not has_old_logps:
+        assert not any("first_update_ratio_deviation" in metrics for metrics in found)
+        return
+    assert found[0]["first_update_ratio_deviation"] == 0.0
+    assert expected > 0.1
+    assert found[1]["first_update_ratio_deviation"] == pytest.approx(expected, rel=1e-4)
+    assert found[1]["ratio_mean"] == 1.0
+
+
 def test_an_only_update_stops_before_it_where_the_gap_is_too_large(model, only_step, experience, monkeypatch):
     monkeypatch.setattr(Recorder, "apply", TrainStep.apply)
     before = parameter_values(model)
     far = replace(experience, rollout_logps=experience.rollout_logps - np.float32(0.2))
     with pytest.raises(UserError, match=r"^step 1: rollout and training log-probs differ by 0\.2 nats") as error:
-        run(only_step, far, range(ROWS), only_one=True)
+        run(only_step, far, range(ROWS), on_policy=True, has_old_logps=False)
     assert "\n" not in str(error.value)
     assert only_step.updates == 0
     for name, value in parameter_values(model).items():

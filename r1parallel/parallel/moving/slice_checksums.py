@@ -31,8 +31,8 @@ def verify_reshard(
         source: layout of the model that gave its values.
         target: layout of the model that took them.
         world: which rank this is; a rank beyond a layout holds what rank `rank % layout.world_size` does.
-        values: name → fp32 slice of this rank under the source layout.
-        result: name → fp32 slice of this rank under the target layout.
+        values: name → fp32 slice of this rank under the source layout, rounded as the target's Parameters are.
+        result: name → fp32 slice of this rank under the target layout, read back from the target's Parameters.
 
     Raises:
         RuntimeError: on every rank, where any slice differs; with the first tensors and ranks.

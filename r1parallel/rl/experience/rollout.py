@@ -1,6 +1,6 @@
 """From prompts to scored completions, and the search for groups that something can be learned from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -84,6 +84,8 @@ class Rollout:
     def refill(self, draw: Draw, number: int, timer: PhaseTimer, progress: bool) -> dict[str, float]:
         """Replace groups whose rewards are all equal by groups of other prompts that differ (Yu et al. 2025).
 
+        Timeouts and failures of every reward that was computed are added to the draw's.
+
         The prompts come from an order of their own, so that every prompt of the data set keeps its turn. At most
         `max_refills` rounds; groups that are then left equal stay, and count nowhere.
 
@@ -102,6 +104,7 @@ class Rollout:
             fresh = self._draw(chosen, first, timer, progress)
             good = np.flatnonzero(~self._useless(fresh))[: len(useless)]
             draw.replace(self._members(useless[: len(good)]), fresh, self._members(good))
+            draw.scores = _with_errors_of(draw.scores, fresh.scores)
             tokens += float(fresh.drawn.lengths.sum())
             others, replaced = others + len(chosen), replaced + len(good)
         return {
@@ -137,3 +140,8 @@ class Rollout:
             solutions = [self.rows.solutions[i] for i in chosen]
             scores = score_on_leader(self.config.reward_config, texts, completions, solutions, self.world)
         return Draw(chosen, prompt_ids, drawn, texts, completions, solutions, scores)
+
+
+def _with_errors_of(scores: Scores, other: Scores) -> Scores:
+    timeouts, failures = scores.timeouts + other.timeouts, scores.failures + other.failures
+    return replace(scores, timeouts=timeouts, failures=failures)

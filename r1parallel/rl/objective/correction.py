@@ -7,6 +7,9 @@ import numpy as np
 from r1parallel.config.schema import RLConfig
 from r1parallel.errors import UserError
 
+# Mean gap per token, in nats: ten times what rounding was seen (float32) or is expected (bfloat16) to make of it.
+_GAP_LIMITS = {"float32": 1e-3, "bfloat16": 0.1}
+
 
 def rollout_corrections(
     old_NC: np.ndarray, drawn_NC: np.ndarray, inside_NC: np.ndarray, settings: RLConfig
@@ -54,6 +57,11 @@ def rollout_gap(training_NC: np.ndarray, rollout_NC: np.ndarray, counted_NC: np.
     moved = (training - training.mean()) * (rollout - rollout.mean())
     correlation = float(moved.mean() / (widths[0] * widths[1])) if min(widths) > 0 else 1.0
     return Gap(float(gaps.mean()), float(gaps.max()), correlation)
+
+
+def gap_limit(settings: RLConfig, compute_dtype: str) -> float:
+    """`rollout_gap_limit`, or where that is -1 the limit of the compute type, in nats."""
+    return _GAP_LIMITS[compute_dtype] if settings.rollout_gap_limit == -1 else settings.rollout_gap_limit
 
 
 def check_gap(gap: Gap, limit: float, where: str) -> None:

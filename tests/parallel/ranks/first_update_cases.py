@@ -139,7 +139,7 @@ class Runs:
             trainer.load(start, None)
             with mock.patch("r1parallel.rl.trainer.run_update", wraps=run_update) as updates:
                 metrics = trainer.run_step(0, PhaseTimer(), False).metrics
-            statistics: TokenStatistics = updates.call_args.args[7]
+            statistics: TokenStatistics = updates.call_args.kwargs["statistics"]
             return metrics | {"first_loss": statistics.losses[0], "first_norm": statistics.norms[0]}
 
     @staticmethod

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ from r1parallel.monitor.phases import PhaseTimer
 from r1parallel.parallel.launch.world import World
 from r1parallel.rl.experience.experience import collect
 from r1parallel.rl.experience.rollout import Rollout
+from r1parallel.rl.metrics import reward_errors
 from r1parallel.rl.objective.advantages import equal_groups
 
 GROUP, CHUNK, ROLLOUTS, PROMPTS, SLOTS = 3, 2, 2, 20, 5
@@ -113,6 +115,23 @@ def test_a_step_draws_a_group_of_each_prompt_of_its_turn(monkeypatch):
         is_whole(draw, grade(0.5))
     drawn = [sample for call in rollout.engine.calls for sample in call]
     assert drawn == list(range(3 * COMPLETIONS))
+
+
+def test_timeouts_and_failures_of_refills_are_counted(monkeypatch):
+    """Each reward that is computed counts, also those of groups that are drawn and not used."""
+    calls = []
+
+    def score(config, prompts, completions, solutions, world):
+        calls.append(len(prompts))
+        made = grade(1.1)(config, prompts, completions, solutions, world)
+        return replace(made, timeouts=10 ** len(calls), failures=2 * 10 ** len(calls))
+
+    rollout = make(monkeypatch, score, max_refills=2)
+    draw = rollout.draw(0, PhaseTimer(), False)
+    assert (draw.scores.timeouts, draw.scores.failures) == (10, 20)
+    rollout.refill(draw, 0, PhaseTimer(), False)
+    assert len(calls) == 3
+    assert reward_errors(draw.scores) == {"reward_timeouts": 1110.0, "reward_failures": 2220.0}
 
 
 @examples(deadline=None, max_examples=30)
