@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> None:
     config = parse_command_line(argv, GRPO_SECTIONS, "run_grpo.py", "Group relative policy optimization.")
     check_config(config, GRPO_SECTIONS, launched_world_size())
     check_paths(config, GRPO_SECTIONS)
-    from r1parallel.rl.loop import run_grpo
+    from r1parallel.rl.grpo import run_grpo
 
     print(f"model: {run_grpo(config)}", flush=True)
 

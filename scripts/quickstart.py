@@ -38,7 +38,8 @@ def main(argv: Sequence[str]) -> None:
     sft = out / "sft"
     rows = ("--dataset_file", data / "train.mindrecord", "--tokenizer_dir", tokenizer, "--seed", args.seed)
     held_out = ("--sft_config.eval_dataset_file", data / "test.mindrecord")
-    stages.run("sft", "run_sft.py", "--config", configs / "sft.yaml", *rows, *held_out, "--output_dir", sft)
+    folders = ("--output_dir", sft, "--sft_config.save_strategy_dir", sft / "strategy")
+    stages.run("sft", "run_sft.py", "--config", configs / "sft.yaml", *rows, *held_out, *folders)
     strategy, slices = out / "strategy", out / "slices"
     layout = [word for key, value in tiny_grpo_flags(NUM_RANKS).items() for word in (f"--{key}", value)]
     stages.run("slice", "tools/make_strategy.py", "--config", configs / "grpo.yaml", *layout, "--output_dir", strategy)

@@ -65,7 +65,7 @@ def test_every_package_has_a_layer():
     assert {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()} == set(RANK) - LAYERS[0]
 
 
-@pytest.mark.parametrize("module", ["rl.loop", "training.sft"])
+@pytest.mark.parametrize("module", ["rl.grpo", "training.sft"])
 def test_nothing_is_imported_before_a_run_that_only_its_end_needs(module):
     code = f"import sys, r1parallel.{module}; print(*{{'matplotlib', 'tensorboardX', 'torch'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, start_new_session=True)

@@ -40,8 +40,8 @@ def main(argv: Sequence[str]) -> None:
     if args.check:
         from r1parallel.strategy_check.compare import check_strategy
 
-        sft = "sft_config" in sections_in(args.config)
-        check_strategy(config, args.model, ranks or first_ranks(layout), args.output_dir, sft)
+        sections = sections_in(args.config)
+        check_strategy(config, args.model, ranks or first_ranks(layout), args.output_dir, sections)
 
 
 if __name__ == "__main__":

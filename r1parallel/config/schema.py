@@ -189,6 +189,7 @@ class SFTConfig:
     eval_interval: int = 100  # updates between evaluations
     seed: int = 0  # of the order of rows
     resume_training: bool = False  # go on from the newest checkpoint in the run's folder
+    save_strategy_dir: str = "./strategy/"  # strategy files of this run
     save_ckpt_interval: int = 0  # updates between checkpoints; 0: only the last
     save_max_ckpt_num: int = 2  # older checkpoints are removed
     tensorboard: bool = True  # write TensorBoard event files

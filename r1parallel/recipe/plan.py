@@ -181,7 +181,7 @@ class _Planner:
         known = {"data": data[name], "tokenizer": Path(self.tokenizer_dir), "output": output}
         known |= {"start": Path(model)} if model else {}
         known |= {"held_out": data["sft_eval"]} if name == "sft" and "sft_eval" in data else {}
-        known |= {"strategy": self.out / "strategy"} if "strategy" in kind.keys else {}
+        known["strategy"] = output / "strategy" if name == "sft" else self.out / "strategy"
         section = self.recipe.section(name)
         training = plan_training(section, kind, self.workers, known)
         if self.tokenizer is not None:

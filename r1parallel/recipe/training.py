@@ -33,8 +33,10 @@ class Training:
     sizes: ModelConfig
 
     def settings(self, sections: Collection[str]) -> dict[str, Any]:
-        """Every key that the command reads, by dotted name."""
-        return dict(_flat({key: value for key, value in asdict(self.config).items() if key in sections}))
+        """Every key that the command reads, by dotted name, but `_NOT_COMPARED`."""
+        settings = dict(_flat({key: value for key, value in asdict(self.config).items() if key in sections}))
+        settings.pop(_NOT_COMPARED, None)
+        return settings
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ KINDS = {
             "tokenizer": "sft_config.tokenizer_dir",
             "start": "actor_config.load",
             "output": "sft_config.output_dir",
+            "strategy": "sft_config.save_strategy_dir",
         },
     ),
     "grpo": Kind(
@@ -80,6 +83,8 @@ KINDS = {
         },
     ),
 }
+# Changes no result, and markers of older versions do not have it.
+_NOT_COMPARED = "sft_config.save_strategy_dir"
 _ITSELF = ("sft_config.resume_training", "rl_config.resume_training")  # run_r1.py --resume says it
 
 

@@ -31,7 +31,7 @@ def run_demo(configs: Path, world_size: int) -> Path:
     from r1parallel.config.schema import ContextConfig
     from r1parallel.parallel.device import setup_device
     from r1parallel.parallel.moving.collectives import barrier
-    from r1parallel.rl.loop import run_grpo
+    from r1parallel.rl.grpo import run_grpo
     from r1parallel.training.sft import run_sft
 
     world = setup_device(ContextConfig())
@@ -65,6 +65,7 @@ def _sft_config(configs: Path, world_size: int) -> RunConfig:
         "sft_config.dataset_file": str(FOLDER / "data" / "train.mindrecord"),
         "sft_config.tokenizer_dir": str(FOLDER / "data" / "tokenizer"),
         "sft_config.output_dir": str(FOLDER / "sft"),
+        "sft_config.save_strategy_dir": str(FOLDER / "sft" / "strategy"),
     }
     return _checked(configs / "sft.yaml", flags, SFT_SECTIONS, world_size)
 

@@ -1,4 +1,4 @@
-"""The layout table against MindSpore: what it makes of the same model, rank by rank, without a device."""
+"""`make_strategy.py --check`: the layout table against what the compiler makes of the same model, rank by rank."""
 
 import json
 import os
@@ -26,7 +26,7 @@ REQUEST, RESULT, STRATEGY = "request.yaml", "result.json", "strategy.ckpt"
 
 
 def check_strategy(
-    config: RunConfig, model: str, ranks: Sequence[int], output_dir: str | Path, sft: bool = False
+    config: RunConfig, model: str, ranks: Sequence[int], output_dir: str | Path, sections: Collection[str] = ()
 ) -> None:
     """Compare the strategy files of one of a run's models with what MindSpore's compiler makes; a line for each rank.
 
@@ -38,7 +38,7 @@ def check_strategy(
         model: "actor", "ref" or "generate".
         ranks: which to check.
         output_dir: as given to `write_model_strategies`.
-        sft: the actor is that of an SFT run.
+        sections: of the configuration's file; they tell whose actor it is, see `compile_rank.task_of`.
 
     Raises:
         UserError: a rank's compilation fails or takes too long, or a parameter lies elsewhere than the table says.
@@ -48,10 +48,9 @@ def check_strategy(
         print("nothing to check: a single process holds everything")
         return
     shapes = load_model_config(config.actor_config.model_config).parameter_shapes()
-    program = "sft" if sft and model == "actor" else model
     for rank in ranks:
         with tempfile.TemporaryDirectory() as folder:
-            result = _compile(config, program, rank, table.world_size, Path(folder))
+            result = _compile(config, model, sections, rank, table.world_size, Path(folder))
             theirs = read_rank_strategy(Path(folder) / STRATEGY, shapes)
         difference = first_difference(table, rank, theirs, shapes, result["transposed"])
         if difference:
@@ -113,7 +112,9 @@ def write_request(config: RunConfig, folder: Path) -> None:
     (folder / REQUEST).write_text(yaml.safe_dump(sections), encoding="utf-8")
 
 
-def _compile(config: RunConfig, program: str, rank: int, world_size: int, folder: Path) -> dict[str, Any]:
+def _compile(
+    config: RunConfig, model: str, sections: Collection[str], rank: int, world_size: int, folder: Path
+) -> dict[str, Any]:
     """Let another process compile one rank's graph; MindSpore's file is then in `folder`."""
     write_request(config, folder)
     with (folder / "log").open("w+", errors="replace") as log:
@@ -123,7 +124,8 @@ def _compile(config: RunConfig, program: str, rank: int, world_size: int, folder
                 "-m",
                 "r1parallel.strategy_check.compile_rank",
                 str(folder),
-                program,
+                model,
+                ",".join(sorted(sections)),
                 str(rank),
                 str(world_size),
             ],

@@ -1,6 +1,7 @@
 """What every training run starts from: sizes, tokenizer and rows that belong together."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from r1parallel.config.model import ModelConfig, load_model_config
@@ -47,13 +48,20 @@ def load_rows(dataset_file: str, model: ModelConfig) -> Rows:
     return rows
 
 
-def graph_parts(config: RunConfig, inputs: Inputs) -> list[object]:
-    """What decides the graphs of a run, and more: one key too many costs a compilation, one too few spoils the run."""
-    settings = asdict(config)
-    for section in ("rl_config", "sft_config"):
-        for key in ("output_dir", "resume_training"):
-            del settings[section][key]
-    return [settings, inputs.model, fingerprint(inputs.rows), has_fused_kernels()]
+def graph_parts(config: RunConfig, task: str, sections: Sequence[str], own: str, inputs: Inputs) -> list[object]:
+    """What decides the graphs of a run, and more: one key too many costs a compilation, one too few spoils the run.
+
+    Args:
+        config: of the run.
+        task: name of the kind of training.
+        sections: of the configuration, that the task uses.
+        own: the one among them that says where the run's folder is and whether it is resumed, which decides no graph.
+        inputs: model and data.
+    """
+    settings = {name: section for name, section in asdict(config).items() if name in sections}
+    for key in ("output_dir", "resume_training"):
+        del settings[own][key]
+    return [task, settings, inputs.model, fingerprint(inputs.rows), has_fused_kernels()]
 
 
 def fingerprint(rows: Rows) -> str:

@@ -1,11 +1,12 @@
 """Supervised fine-tuning: the answer's tokens are learned, the prompt's are not."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
-from tqdm import tqdm
 
 from r1parallel.checkpoint.export import save_model_merged
 from r1parallel.checkpoint.load import open_model
@@ -20,24 +21,22 @@ from r1parallel.errors import UserError
 from r1parallel.models.fused.operators import choose_operators
 from r1parallel.models.logps import CompletionLogps
 from r1parallel.models.parameters import (
+    TensorSource,
     load_slices,
-    load_state,
     parameter_values,
     random_source,
     share_parameters,
-    state_values,
     unallocated,
 )
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
 from r1parallel.monitor.phases import PhaseTimer
-from r1parallel.parallel.device import setup_device
-from r1parallel.parallel.graph_cache import GraphCache, keep_graphs
 from r1parallel.parallel.launch.waiting import waiting
 from r1parallel.parallel.launch.world import World
 from r1parallel.parallel.layout.from_config import model_layout
+from r1parallel.parallel.layout.table import ModelLayout
 from r1parallel.training.forward import compiled_logps
-from r1parallel.training.inputs import fingerprint, graph_parts, load_inputs, load_rows
-from r1parallel.training.run_folder import RunFolder, check_steps_left
+from r1parallel.training.inputs import Inputs, fingerprint, load_inputs, load_rows
+from r1parallel.training.run import StepRecord, Task, run
 from r1parallel.training.schedule import learning_rate
 from r1parallel.training.step import TrainStep
 
@@ -142,46 +141,6 @@ class SFTTrainer:
         return {"eval_loss": total / tokens_seen, "eval_token_probability": likely / tokens_seen}
 
 
-def run_sft(config: RunConfig) -> Path:
-    """Train as configured; returns the folder of the final model, <output_dir>/model."""
-    settings, actor = config.sft_config, config.actor_config
-    inputs = load_inputs(actor.model_config, settings.tokenizer_dir, settings.dataset_file)
-    model_config, rows = inputs.model, inputs.rows
-    held_out = load_rows(settings.eval_dataset_file, model_config) if settings.eval_dataset_file else None
-    _check_answers(settings.dataset_file, rows)
-    if held_out is not None:
-        _check_answers(settings.eval_dataset_file, held_out)
-    world = setup_device(config.context)
-    graphs = keep_graphs(config.context, world, ["sft", *graph_parts(config, inputs)])
-    ms.set_seed(settings.seed)
-    board = (
-        Path(settings.tensorboard_dir or Path(settings.output_dir) / "tensorboard") if settings.tensorboard else None
-    )
-    resume = settings.resume_training
-    folder = RunFolder(config, SFT_SECTIONS, settings.output_dir, actor.save, board, resume, world)
-    trainer = SFTTrainer(config, model_config, rows, held_out, world)
-    folder.restore({"data_set": fingerprint(rows), "update_rows": trainer.update_rows, "seed": settings.seed})
-    if folder.sources:
-        load_slices(trainer.model, folder.sources["actor"], trainer.layout, world.rank)
-        load_state(trainer.step.optimizer.state(), folder.sources["optimizer"], trainer.layout, world.rank)
-        trainer.step.updates = folder.state["updates"]
-    else:
-        source = open_model(actor.load, model_config) if actor.load else random_source(model_config, settings.seed)
-        load_slices(trainer.model, source, trainer.layout, world.rank)
-    check_steps_left(folder.step, trainer.total, folder.model, "sft_config.max_steps or sft_config.epochs")
-    folder.open()
-    _train(config, trainer, folder, graphs)
-    shards = Shards(trainer.layout, parameter_values(trainer.model, trainer.layout, world.rank, copy=False))
-    stop_ids = inputs.tokenizer.stop_ids
-    model_dir = save_model_merged(folder.model, shards, settings.tokenizer_dir, stop_ids, world)
-    folder.close()
-    if config.monitor_config.report and world.is_leader:
-        from r1parallel.monitor.report.report import write_report  # brings matplotlib: not before the first step
-
-        write_report(folder.path, "Supervised fine-tuning")
-    return model_dir
-
-
 def _check_slots(slots: int, model_config: ModelConfig) -> None:
     if slots > model_config.max_position_embeddings:
         raise UserError(
@@ -190,40 +149,97 @@ def _check_slots(slots: int, model_config: ModelConfig) -> None:
         )
 
 
+@dataclass
+class SFTInputs(Inputs):
+    """`held_out`: the rows to measure on, or None."""
+
+    held_out: Rows | None
+
+
+def _read_inputs(config: RunConfig) -> SFTInputs:
+    settings = config.sft_config
+    inputs = load_inputs(config.actor_config.model_config, settings.tokenizer_dir, settings.dataset_file)
+    held_out = load_rows(settings.eval_dataset_file, inputs.model) if settings.eval_dataset_file else None
+    _check_answers(settings.dataset_file, inputs.rows)
+    if held_out is not None:
+        _check_answers(settings.eval_dataset_file, held_out)
+    return SFTInputs(inputs.model, inputs.tokenizer, inputs.rows, held_out)
+
+
 def _check_answers(file: str, rows: Rows) -> None:
     empty = int((rows.answer_lengths == 0).sum())
     if empty:
         raise UserError(f"{file}: {empty} rows have no answer to learn; prepare it without --prompts_only")
 
 
-def _train(config: RunConfig, trainer: SFTTrainer, folder: RunFolder, graphs: GraphCache | None) -> None:
-    settings, timer = config.sft_config, PhaseTimer()
-    layout, world = trainer.layout, trainer.world
-    bar = tqdm(
-        total=trainer.total,
-        initial=folder.step,
-        desc="sft",
-        unit="update",
-        disable=None if config.monitor_config.progress_bar and trainer.world.is_leader else True,
-    )
-    for number in range(folder.step, trainer.total):
-        step, last = number + 1, number + 1 == trainer.total
+class SFTTraining:
+    """An SFT run as `run` sees it; see `Training`."""
+
+    def __init__(self, config: RunConfig, inputs: SFTInputs, world: World):
+        self._config, self._inputs, self._rank = config, inputs, world.rank
+        self._trainer = SFTTrainer(config, inputs.model, inputs.rows, inputs.held_out, world)
+        self.train, self.total = self._trainer.step, self._trainer.total
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "data_set": fingerprint(self._inputs.rows),
+            "update_rows": self._trainer.update_rows,
+            "seed": self._config.sft_config.seed,
+        }
+
+    def layouts(self) -> dict[str, ModelLayout]:
+        return {"actor": self._trainer.layout}
+
+    def load(self) -> None:
+        path, sizes = self._config.actor_config.load, self._inputs.model
+        self._load(open_model(path, sizes) if path else random_source(sizes, self._config.sft_config.seed))
+
+    def restore(self, sources: Mapping[str, TensorSource], state: Mapping[str, Any]) -> None:
+        self._load(sources["actor"])
+
+    def _load(self, source: TensorSource) -> None:
+        load_slices(self._trainer.model, source, self._trainer.layout, self._rank)
+
+    def run_step(self, number: int, timer: PhaseTimer) -> StepRecord:
+        trainer, interval = self._trainer, self._config.sft_config.eval_interval
         with timer.phase("update"):
             metrics = trainer.update(number)
-        if trainer.held_out is not None and (step % settings.eval_interval == 0 or last):
+        if trainer.held_out is not None and ((number + 1) % interval == 0 or number + 1 == self.total):
             with timer.phase("eval"):
                 metrics |= trainer.evaluate()
-        if graphs is not None and (trainer.held_out is None or "eval_loss" in metrics):
-            graphs.complete()
-        seconds = timer.collect()
-        metrics |= seconds | {"tokens_per_second": metrics["tokens"] / seconds["seconds/update"]}
-        folder.log(step, metrics)
-        if last or (settings.save_ckpt_interval and step % settings.save_ckpt_interval == 0):
-            with timer.phase("checkpoint"):
-                state = state_values(trainer.step.optimizer.state(), layout, world.rank)
-                actor = parameter_values(trainer.model, layout, world.rank, copy=False)
-                groups = {"actor": Shards(layout, actor), "optimizer": Shards(layout, state)}
-                folder.save(step, groups, {"updates": trainer.step.updates}, settings.save_max_ckpt_num)
-        bar.set_postfix(loss=f"{metrics['loss']:.4f}", refresh=False)
-        bar.update(1)
-    bar.close()
+        return StepRecord(metrics, {"loss": f"{metrics['loss']:.4f}"})
+
+    def weights(self) -> dict[str, Shards]:
+        trainer = self._trainer
+        return {
+            "actor": Shards(trainer.layout, parameter_values(trainer.model, trainer.layout, self._rank, copy=False))
+        }
+
+    def counters(self) -> dict[str, Any]:
+        return {}
+
+
+def _compile_actor(config: RunConfig, model_config: ModelConfig, slots: int, world: World) -> nn.Cell:
+    parallel = config.actor_config.parallel_config
+    count = config.sft_config.batch_size * parallel.data_parallel * parallel.micro_batch_num
+    tokens, lengths = np.zeros((count, slots), np.int32), np.full(count, slots, np.int32)
+    rows = Rows(tokens, lengths, tokens, lengths, [""] * count)
+    return SFTTrainer(config, model_config, rows, None, world).model
+
+
+SFT = Task(
+    name="sft",
+    title=lambda config: "Supervised fine-tuning",
+    section="sft_config",
+    sections=SFT_SECTIONS,
+    phase="update",
+    read_inputs=_read_inputs,
+    build=SFTTraining,
+    save_model=save_model_merged,
+    compile_actor=_compile_actor,
+)
+
+
+def run_sft(config: RunConfig) -> Path:
+    """Train as configured; returns the folder of the final model, see `run`."""
+    return run(SFT, config)

@@ -7,9 +7,10 @@ import mindspore as ms
 import numpy as np
 from mindspore import ParameterTuple, Tensor, nn
 
+from r1parallel.checkpoint.writing.shards import Shards
 from r1parallel.config.schema import ActorConfig, OptimizerConfig
 from r1parallel.errors import UserError
-from r1parallel.models.parameters import unallocated
+from r1parallel.models.parameters import TensorSource, load_state, state_values, unallocated
 from r1parallel.parallel.compiling import compiling
 from r1parallel.parallel.launch.waiting import waiting
 from r1parallel.parallel.launch.world import CompileOnlyWorld, World
@@ -120,6 +121,15 @@ class TrainStep:
         eps = self.config.eps * math.sqrt(1.0 - beta2_power)
         self.optimizer(scalar(scale), scalar(lr), scalar(beta1_power), scalar(beta2_power), scalar(eps))
         return norm
+
+    def snapshot(self) -> Shards:
+        """This rank's slices of the optimizer's state, as they are until the next step."""
+        return Shards(self._layout, state_values(self.optimizer.state(), self._layout, self._world.rank))
+
+    def restore(self, state: TensorSource, updates: int) -> None:
+        """Set the optimizer's state and the number of optimizer steps that led to it."""
+        load_state(self.optimizer.state(), state, self._layout, self._world.rank)
+        self.updates = updates
 
     @property
     def graphs(self) -> int:

@@ -204,7 +204,7 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(inputs, refused, tmp
 
 
 def test_a_host_that_runs_out_of_memory_gets_a_checkpoint_first(inputs, grpo_run, refused, tmp_path, monkeypatch):
-    monkeypatch.setattr("r1parallel.rl.loop.host_memory_used_fraction", lambda: 0.97)
+    monkeypatch.setattr("r1parallel.training.run.host_memory_used_fraction", lambda: 0.97)
     run = tmp_path / "run"
     shutil.copytree(grpo_run, run)
     flags = grpo_flags(inputs, run, max_steps=20, resume_training="true", monitor_config__host_memory_protection="true")
@@ -212,6 +212,29 @@ def test_a_host_that_runs_out_of_memory_gets_a_checkpoint_first(inputs, grpo_run
     assert error.startswith(f"step {GRPO_STEPS + 1}: the host's memory is more than 95% used; a checkpoint was written")
     assert latest_run_state(run / "checkpoints").name == f"step_{GRPO_STEPS + 1}"
     assert read_metrics(run / "metrics.jsonl")[-1]["step"] == GRPO_STEPS + 1
+
+
+def test_an_sft_run_that_fills_the_hosts_memory_gets_a_checkpoint_and_goes_on(
+    inputs, sft_run, refused, tmp_path, monkeypatch
+):
+    run, protected = tmp_path / "run", {"monitor_config__host_memory_protection": "true"}
+    with monkeypatch.context() as full:
+        full.setattr("r1parallel.training.run.host_memory_used_fraction", lambda: 0.97)
+        assert refused("run_sft.py", sft_flags(inputs, run, **protected)) == (
+            "step 1: the host's memory is more than 95% used; a checkpoint was written, go on with --resume_training "
+            "on a host with more memory or a smaller batch"
+        )
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_1"]
+    assert [line["step"] for line in read_metrics(run / "metrics.jsonl")] == [1]
+    assert not (run / "model").exists()
+    monkeypatch.setattr("r1parallel.training.run.host_memory_used_fraction", lambda: 0.94)
+    assert run_script("run_sft.py", sft_flags(inputs, run, resume_training="true", **protected)) == 0
+    assert folder_bytes(run / "model") == folder_bytes(sft_run / "model")
+
+
+def test_without_protection_a_full_host_stops_nothing(inputs, tmp_path, monkeypatch):
+    monkeypatch.setattr("r1parallel.training.run.host_memory_used_fraction", lambda: 0.97)
+    assert run_script("run_sft.py", sft_flags(inputs, tmp_path / "run", max_steps=2, eval_dataset_file="")) == 0
 
 
 @pytest.mark.parametrize(

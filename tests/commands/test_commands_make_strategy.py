@@ -82,7 +82,8 @@ def test_check_asks_mindspore_about_the_ranks(grpo, monkeypatch, flags, ranks):
     compare.check_strategy = lambda config, *rest: asked.append((config.actor_config.offset, *rest))
     monkeypatch.setitem(sys.modules, "r1parallel.strategy_check.compare", compare)
     assert make(grpo, "--check", *flags) == 0
-    assert asked == [([0, 1], "actor", ranks, str(grpo.parent / "out"), False)]
+    sections = {"actor_config", "ref_config", "generate_config"}
+    assert asked == [([0, 1], "actor", ranks, str(grpo.parent / "out"), sections)]
 
 
 def test_check_says_that_the_actor_is_of_an_sft_run(grpo, monkeypatch):
@@ -93,7 +94,7 @@ def test_check_says_that_the_actor_is_of_an_sft_run(grpo, monkeypatch):
     compare.check_strategy = lambda *given: asked.append(given[-1])
     monkeypatch.setitem(sys.modules, "r1parallel.strategy_check.compare", compare)
     assert make(sft, "--check") == 0
-    assert asked == [True]
+    assert [sections - {"actor_config", "ref_config", "generate_config"} for sections in asked] == [{"sft_config"}]
 
 
 @pytest.mark.parametrize(

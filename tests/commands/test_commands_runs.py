@@ -11,6 +11,9 @@ from r1parallel.checkpoint.run_state import latest_run_state, load_run_state
 from r1parallel.data.text.tokenizer import load_tokenizer
 from r1parallel.monitor.metrics import read_metrics
 from r1parallel.monitor.samples import read_samples
+from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.strategy_files import read_strategy
+from r1parallel.parallel.layout.table import ModelLayout
 
 GRPO_METRICS = {
     "loss", "actor_loss", "kl_loss", "lr", "grad_norm", "ratio_mean", "clip_fraction", "kl",
@@ -80,7 +83,7 @@ def test_grpo_checkpoint_holds_actor_optimizer_and_the_untouched_reference(grpo_
 
 def test_sft_leaves_a_whole_run_folder(sft_run):
     names = {path.name for path in sft_run.iterdir()}
-    assert names >= {"config.json", "metrics.jsonl", "checkpoints", "model", "report.html", "tensorboard"}
+    assert names >= {"config.json", "metrics.jsonl", "checkpoints", "model", "report.html", "tensorboard", "strategy"}
     assert [path.name for path in (sft_run / "checkpoints").iterdir()] == ["step_8"]  # only the last
     assert config_beside(sft_run / "model") == MODEL
     tensors, state = load_run_state(sft_run / "checkpoints" / "step_8")
@@ -88,6 +91,15 @@ def test_sft_leaves_a_whole_run_folder(sft_run):
     assert state["updates"] == 8
     for name, value in read_model(sft_run / "model", MODEL).items():
         np.testing.assert_array_equal(tensors["actor"].read(name), value)
+
+
+def test_sft_writes_the_actors_strategy_files(sft_run):
+    expected = ModelLayout(MODEL, Mesh()).stages
+    names = {str(path.relative_to(sft_run / "strategy")) for path in (sft_run / "strategy").rglob("*.ckpt")}
+    merged = "merge_strategy/train_policy_merged_strategy.ckpt"
+    assert names == {"train_policy_strategy/strategy_0.ckpt", merged}
+    assert read_strategy(sft_run / "strategy" / "train_policy_strategy").stages == expected
+    assert read_strategy(sft_run / "strategy" / merged).stages == expected
 
 
 def test_sft_loss_falls_and_is_evaluated_when_due(sft_run):
@@ -110,6 +122,7 @@ def test_sft_starts_from_a_checkpoint_and_can_do_without_extras(sft_run, inputs,
         max_steps=1,
         eval_dataset_file="",
         tensorboard="false",
+        save_strategy_dir=tmp_path / "strategy",
         actor_config__load=sft_run / "model",
         actor_config__save=tmp_path / "kept",
         monitor_config__report="false",

@@ -125,6 +125,7 @@ def sft_flags(inputs: TinyInputs, output: Path, **changes: object) -> list[str]:
         "sft_config.eval_dataset_file": inputs.held_out,
         "sft_config.tokenizer_dir": inputs.tokenizer,
         "sft_config.output_dir": output,
+        "sft_config.save_strategy_dir": output / "strategy",
         "sft_config.max_steps": 8,
         "sft_config.batch_size": 4,
         "sft_config.eval_batch_size": 4,

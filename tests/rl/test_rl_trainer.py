@@ -16,9 +16,10 @@ from r1parallel.models.parameters import model_parameters, parameter_values, ran
 from r1parallel.monitor.phases import PhaseTimer
 from r1parallel.parallel.device import has_fused_kernels
 from r1parallel.rl.experience.experience import collect
-from r1parallel.rl.loop import _load, _snapshot
+from r1parallel.rl.grpo import GRPOTraining
 from r1parallel.rl.metrics import completion_kl
 from r1parallel.rl.trainer import Trainer
+from r1parallel.training.run import _load, _snapshot
 from r1parallel.training.schedule import learning_rate
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu", "sevens")
@@ -130,7 +131,8 @@ def test_beta_follows_the_kl_of_a_completion(odd):
 
 
 def test_a_checkpoint_keeps_beta_and_updates(odd):
-    groups, state = _snapshot(odd)
+    training = GRPOTraining(odd.config, odd, ODD)
+    groups, state = _snapshot(training)
     assert set(groups) == {"actor", "optimizer", "reference"}
     kept = dict(state)
     values = {
@@ -140,7 +142,7 @@ def test_a_checkpoint_keeps_beta_and_updates(odd):
     }
     odd.beta.value, odd.train.updates = 9.0, 0
     sources = {name: ArraySource(arrays, "checkpoint") for name, arrays in values.items()}
-    _load(odd.config, odd, SimpleNamespace(sources=sources, state=kept), ODD)
+    _load(training, SimpleNamespace(sources=sources, state=kept))
     assert (odd.beta.value, odd.train.updates) == (state["beta"], 32)
     assert state["beta"] not in (9.0, odd.config.rl_config.beta)
     assert same(parameter_values(odd.actor.model), values["actor"]) and same(

@@ -12,6 +12,7 @@ from helpers.layout_cases import CASES, Case, model_config
 
 from r1parallel.config.model import ModelConfig
 from r1parallel.config.schema import ActorConfig, ParallelConfig, RecomputeConfig, RunConfig
+from r1parallel.rl.grpo import GRPO
 from r1parallel.strategy_check.compile_rank import compile_rank
 
 
@@ -47,6 +48,6 @@ if __name__ == "__main__":
     for job in sys.argv[2:]:
         name, tying, model, rank, compute_dtype = job.split(":")
         config = run_config(CASES[name], tying == "tied", target, compute_dtype)
-        turned = compile_rank(config, model, int(rank), CASES[name].world_size, target / f"{job}.ckpt")
+        turned = compile_rank(config, model, GRPO, int(rank), CASES[name].world_size, target / f"{job}.ckpt")
         (target / f"{job}.json").write_text(json.dumps(sorted(turned)))
         print(f"done {job}", flush=True)

@@ -28,8 +28,10 @@ from r1parallel.parallel.layout.mesh import Mesh
 from r1parallel.parallel.layout.strategy_files import read_rank_strategy, write_model_strategies
 from r1parallel.parallel.layout.table import ModelLayout
 from r1parallel.parallel.layout.tensor_layout import Layout, TensorLayout
+from r1parallel.rl import grpo
 from r1parallel.strategy_check import compare, compile_rank
 from r1parallel.strategy_check.compare import check_strategy, first_difference
+from r1parallel.training import sft
 
 WORKER = Path(__file__).with_name("compile_worker.py")
 LIMIT_S = 3600
@@ -189,7 +191,7 @@ def test_the_compiling_process_says_how_it_went(run, monkeypatch, compiles, said
     monkeypatch.setattr(compile_rank, "die_with_parent", lambda: None)
     monkeypatch.setattr(compile_rank, "compile_rank", compiles)
     compare.write_request(config, folder)
-    compile_rank.main([str(folder), "actor", "1", "2"])
+    compile_rank.main([str(folder), "actor", "rl_config,actor_config", "1", "2"])
     result = json.loads((folder / compare.RESULT).read_text())
     assert result.pop("seconds") >= 0 and result.pop("peak_bytes") > 0
     assert result.keys() == said.keys() and result["error"].startswith(said["error"])
@@ -199,12 +201,12 @@ def test_the_compiling_process_says_how_it_went(run, monkeypatch, compiles, said
 def test_an_sft_run_compiles_its_own_program(run, monkeypatch):
     config, _ = run
     built = []
-    monkeypatch.setattr(compile_rank, "SFTTrainer", lambda *made: built.append(made) or SimpleNamespace(model="sft"))
-    monkeypatch.setattr(compile_rank, "Actor", lambda *made, **more: SimpleNamespace(model="grpo"))
+    monkeypatch.setattr(sft, "SFTTrainer", lambda *made: built.append(made) or SimpleNamespace(model="sft"))
+    monkeypatch.setattr(grpo, "Actor", lambda *made, **more: SimpleNamespace(model="grpo"))
     world = CompileOnlyWorld(0, 2, "file")
     config.sft_config.batch_size = 3
-    assert compile_rank._PROGRAMS["actor"](config, SIZES, world) == "grpo"
-    assert compile_rank._PROGRAMS["sft"](config, SIZES, world) == "sft"
+    assert compile_rank._actor(config, SIZES, compile_rank.task_of(["rl_config", "context"]), world) == "grpo"
+    assert compile_rank._actor(config, SIZES, compile_rank.task_of(["context", "sft_config"]), world) == "sft"
     ((_, sizes, rows, held_out, given),) = built
     assert (sizes, held_out, given) == (SIZES, None, world)
     assert rows.prompt_ids.shape == rows.answer_ids.shape == (3 * 2, 2) and len(rows.solutions) == 6
@@ -212,22 +214,35 @@ def test_an_sft_run_compiles_its_own_program(run, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("model", "sft", "program"),
-    [("actor", False, "actor"), ("actor", True, "sft"), ("ref", False, "ref"), ("generate", True, "generate")],
+    ("sections", "name"),
+    [
+        (["rl_config", "actor_config"], "grpo"),
+        (["actor_config", "sft_config"], "sft"),
+        (["rl_config", "sft_config"], "sft"),
+        ([], "grpo"),
+    ],
 )
-def test_the_caller_says_which_actor_is_compiled(run, monkeypatch, model, sft, program):
+def test_the_sections_of_a_file_say_which_run_it_configures(sections, name):
+    assert compile_rank.task_of(sections).name == name
+
+
+@pytest.mark.parametrize(
+    ("model", "sections"),
+    [("actor", {"rl_config"}), ("actor", {"sft_config"}), ("ref", set()), ("generate", {"sft_config"})],
+)
+def test_the_caller_says_which_actor_is_compiled(run, monkeypatch, model, sections):
     config, folder = run
     write_model_strategies(configured_layout(config, model, None), model, folder)
     asked = []
 
-    def refuse(config, program, *rest):
-        asked.append(program)
+    def refuse(config, model, sections, *rest):
+        asked.append((model, sections))
         raise UserError("enough")
 
     monkeypatch.setattr(compare, "_compile", refuse)
     with pytest.raises(UserError, match="enough"):
-        check_strategy(config, model, [0], folder, sft)
-    assert asked == [program]
+        check_strategy(config, model, [0], folder, sections)
+    assert asked == [(model, sections)]
 
 
 NO_KERNEL = "\n---\n- Kernel select failed:\n---\nUnsupported op [RmsNorm] on CPU"

@@ -13,7 +13,7 @@ from r1parallel.parallel.worker import run_worker
 
 
 def main(argv: Sequence[str]) -> None:
-    from r1parallel.rl.loop import run_grpo
+    from r1parallel.rl.grpo import run_grpo
 
     for run in argv:
         flags = json.loads(Path(run).read_text())
