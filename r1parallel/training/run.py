@@ -236,7 +236,8 @@ def _is_short_of_memory(monitor: MonitorConfig, world: World) -> bool:
 
 def _snapshot(training: Training) -> tuple[dict[str, Shards], dict[str, Any]]:
     """This rank's slices of everything that a run goes on from, as they are until the next step, and the counters."""
-    groups = training.weights() | {"optimizer": training.train.snapshot()}
+    weights = training.weights()
+    groups = {"actor": weights["actor"], "optimizer": training.train.snapshot()} | weights
     return groups, {"updates": training.train.updates} | training.counters()
 
 
