@@ -1,9 +1,11 @@
-"""Files that appear whole or not at all."""
+"""Files that several processes share: they appear whole or not at all, and one process locks them at a time."""
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 
 @contextmanager
@@ -19,3 +21,16 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def lock(file: IO | int, wait: bool = True) -> bool:
+    """Lock an open file, or its descriptor, until it is closed or the process ends, however it ends.
+
+    Returns:
+        False where another process has it; never with `wait`.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

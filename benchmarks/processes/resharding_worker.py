@@ -18,9 +18,9 @@ from r1parallel.config.model import ModelConfig
 from r1parallel.config.schema import ContextConfig
 from r1parallel.parallel.launch.world import World
 from r1parallel.parallel.layout.mesh import Mesh
+from r1parallel.parallel.layout.regions import overlap, shape_of
 from r1parallel.parallel.layout.table import ModelLayout
-from r1parallel.parallel.layout.tensor_layout import Slices
-from r1parallel.parallel.moving.reshard import Pair, Transport, overlap, reshard, reshard_plan
+from r1parallel.parallel.moving.reshard import Pair, Transport, reshard, reshard_plan
 from r1parallel.parallel.worker import run_worker
 
 ITEM = 4  # bytes of fp32
@@ -57,11 +57,7 @@ def missing(source: ModelLayout, target: ModelLayout, name: str, rank: int) -> i
     if need is None:
         return 0
     both = None if held is None else overlap(need, held)
-    return elements(need) - (0 if both is None else elements(both))
-
-
-def elements(region: Slices) -> int:
-    return prod(part.stop - part.start for part in region)
+    return prod(shape_of(need)) - (0 if both is None else prod(shape_of(both)))
 
 
 def measured(case: Mapping[str, Any], job: Mapping[str, Any], world: World) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from r1parallel.checkpoint.reading.rows import Rows, cast_rows
 from r1parallel.checkpoint.reading.source import open_source
 from r1parallel.checkpoint.reading.windows import read_rows
 from r1parallel.config.model import ModelConfig, load_model_config
-from r1parallel.parallel.layout.tensor_layout import Slices
+from r1parallel.parallel.layout.regions import Region
 
 
 class ModelSource:
@@ -21,7 +21,7 @@ class ModelSource:
         self.shapes = {name: rows.shape for name, rows in tensors.items()}
         self._tensors = {name: cast_rows(rows, "F32", name) for name, rows in tensors.items()}
 
-    def read(self, name: str, region: Slices | None = None) -> np.ndarray:
+    def read(self, name: str, region: Region | None = None) -> np.ndarray:
         """A region of a full parameter, [out, in], or all of it; fp32."""
         return read_rows(self._tensors[name], region)
 
@@ -34,7 +34,7 @@ class ArraySource:
         self.shapes = {name: value.shape for name, value in values.items()}
         self._values = values
 
-    def read(self, name: str, region: Slices | None = None) -> np.ndarray:
+    def read(self, name: str, region: Region | None = None) -> np.ndarray:
         """A region of a full parameter, or all of it."""
         return self._values[name] if region is None else self._values[name][region]
 

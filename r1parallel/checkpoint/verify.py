@@ -10,13 +10,14 @@ from r1parallel.checkpoint.comparing.findings import LISTED, Finding, Report
 from r1parallel.checkpoint.comparing.hashing import byte_count, hash_rows, work_through
 from r1parallel.checkpoint.comparing.pairing import Pair, Pairing, known_family, pair_up
 from r1parallel.checkpoint.formats.dtypes import CONFIG_DTYPES, DTYPES, WEIGHT_DTYPES
-from r1parallel.checkpoint.reading.rows import Rows, cast_rows, size_of, whole, words
+from r1parallel.checkpoint.reading.rows import Rows, cast_rows, words
 from r1parallel.checkpoint.reading.source import Source
 from r1parallel.checkpoint.reading.streams import Streams
 from r1parallel.checkpoint.reading.windows import windows
 from r1parallel.checkpoint.writing.copy_engine import Progress
 from r1parallel.checkpoint.writing.workers import default_workers
 from r1parallel.errors import UserError
+from r1parallel.parallel.layout.regions import shape_of, whole
 
 
 @dataclass(frozen=True)
@@ -119,13 +120,13 @@ def _difference(pair: Pair, progress: Progress) -> str:
     one, other = pair.first, pair.second
     with Streams() as streams:
         for window in windows(max(one, other, key=lambda rows: rows.row_bytes), whole(one.shape)):
-            blocks = [np.empty(size_of(window), words(one.dtype)) for _ in range(2)]
+            blocks = [np.empty(shape_of(window), words(one.dtype)) for _ in range(2)]
             one.read(window, blocks[0], streams)
             other.read(window, blocks[1], streams)
             progress(blocks[0].nbytes)
             differing = np.flatnonzero(blocks[0] != blocks[1])
             if differing.size and not count:
-                index = np.unravel_index(differing[0], size_of(window))
+                index = np.unravel_index(differing[0], shape_of(window))
                 place = [int(i) + part.start for i, part in zip(index, window, strict=True)]
                 values = _texts([block.reshape(-1)[differing[:1]] for block in blocks], one.dtype)
             count += differing.size

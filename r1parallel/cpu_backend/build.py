@@ -1,6 +1,5 @@
 """Compile kernels against the installed wheel, once, into the user's cache."""
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -8,11 +7,10 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from r1parallel.atomic import lock
 from r1parallel.cpu_backend.wheel import Wheel
 from r1parallel.errors import UserError
 
@@ -112,7 +110,8 @@ def build_kernels(wheel: Wheel, kernels: Kernels) -> Path | None:
         return None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(target.with_suffix(".lock")):
+        with target.with_suffix(".lock").open("w") as file:
+            lock(file)
             if not target.exists():  # another process may have been first
                 _compile(wheel, kernels, target)
     except OSError as error:
@@ -136,14 +135,6 @@ def _processor() -> bytes:
     """What this machine's processor can do: another may share the home folder."""
     lines = Path("/proc/cpuinfo").read_bytes().splitlines()
     return next(line for line in lines if line.startswith(b"flags"))
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock that belongs to a file; the system releases it when the process ends, however it ends."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _compile(wheel: Wheel, kernels: Kernels, target: Path) -> None:

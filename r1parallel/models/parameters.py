@@ -19,8 +19,8 @@ from r1parallel.checkpoint.writing.shards import parameter_of, region_of
 from r1parallel.config.model import ModelConfig
 from r1parallel.errors import UserError
 from r1parallel.models.layers.layers import Linear
+from r1parallel.parallel.layout.regions import Region
 from r1parallel.parallel.layout.table import ModelLayout
-from r1parallel.parallel.layout.tensor_layout import Slices
 
 
 class TensorSource(Protocol):
@@ -35,7 +35,7 @@ class TensorSource(Protocol):
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
 
-    def read(self, name: str, region: Slices | None = None) -> np.ndarray: ...
+    def read(self, name: str, region: Region | None = None) -> np.ndarray: ...
 
 
 @contextmanager

@@ -6,7 +6,6 @@ and in which order. Only a process that was started for a single run may use one
 that a run did not finish, or that another run is writing, is not used.
 """
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -14,14 +13,14 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TextIO
 
+from r1parallel.atomic import lock
 from r1parallel.config.schema import ContextConfig
 from r1parallel.parallel.launch.world import World
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _KEPT = 4  # folders; the oldest go first
-_COMPLETE = "complete"
+_COMPLETE, _LOCK_FILE = "complete", "lock"
 _ENABLE, _PATH = "MS_COMPILER_CACHE_ENABLE", "MS_COMPILER_CACHE_PATH"
 _may_keep = False
 
@@ -41,11 +40,11 @@ class GraphCache:
         base, self._folder = _base(), _base() / _digest(parts)
         base.mkdir(parents=True, exist_ok=True)
         self.found = self._used = False
-        with (base / "lock").open("w") as everything:
-            fcntl.flock(everything, fcntl.LOCK_EX)  # nobody makes or removes a folder meanwhile
+        with (base / _LOCK_FILE).open("w") as everything:
+            lock(everything)  # nobody makes or removes a folder meanwhile
             self._folder.mkdir(exist_ok=True)
-            self._lock = (self._folder / "lock").open("w")
-            if not _locked(self._lock):  # by another run of the same kind; this one compiles for itself
+            self._lock = (self._folder / _LOCK_FILE).open("w")
+            if not lock(self._lock, wait=False):  # by another run of the same kind; this one compiles for itself
                 return
             self._used, self.found = True, (self._folder / _COMPLETE).exists()
             _forget_oldest(base, keep=self._folder)
@@ -88,19 +87,10 @@ def _digest(parts: Sequence[object]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _locked(lock: TextIO) -> bool:
-    """Take a lock that is kept until the file is closed, if nobody has it."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def _forget_oldest(base: Path, keep: Path) -> None:
     """Remove what was not used for the longest time, unless a run is using it."""
-    others = [lock for lock in base.glob("*/lock") if lock.parent != keep]
-    for path in sorted(others, key=lambda lock: lock.stat().st_mtime)[: max(0, len(others) + 1 - _KEPT)]:
-        with path.open() as lock:
-            if _locked(lock):
+    others = [path for path in base.glob(f"*/{_LOCK_FILE}") if path.parent != keep]
+    for path in sorted(others, key=lambda path: path.stat().st_mtime)[: max(0, len(others) + 1 - _KEPT)]:
+        with path.open() as file:
+            if lock(file, wait=False):
                 shutil.rmtree(path.parent)

@@ -12,10 +12,11 @@ from tqdm import tqdm
 from r1parallel.checkpoint.formats.dtypes import DTYPES
 from r1parallel.checkpoint.formats.manifest import new_hash
 from r1parallel.checkpoint.formats.tensor_entry import as_bytes
-from r1parallel.checkpoint.reading.rows import Rows, size_of, whole, words
+from r1parallel.checkpoint.reading.rows import Rows, words
 from r1parallel.checkpoint.reading.streams import Streams
 from r1parallel.checkpoint.reading.windows import windows
 from r1parallel.checkpoint.writing.copy_engine import Progress
+from r1parallel.parallel.layout.regions import shape_of, whole
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -34,7 +35,7 @@ def hash_rows(rows: Rows, progress: Progress) -> str:
     digest = new_hash()
     with Streams() as streams:
         for window in windows(rows, whole(rows.shape)):
-            block = np.empty(size_of(window), words(rows.dtype))
+            block = np.empty(shape_of(window), words(rows.dtype))
             rows.read(window, block, streams)
             digest.update(as_bytes(block))
             progress(block.nbytes)

@@ -5,7 +5,6 @@ what lies in a file is read once, in order, and can be compared with its hash. E
 BF16, `u4` for F32.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Protocol
@@ -16,9 +15,7 @@ from r1parallel.checkpoint.formats.dtypes import DTYPES, cast
 from r1parallel.checkpoint.formats.tensor_entry import TensorEntry, as_bytes
 from r1parallel.checkpoint.reading.streams import Streams
 from r1parallel.errors import UserError
-from r1parallel.parallel.layout.tensor_layout import Slices
-
-Span = tuple[tuple[int, int], ...]  # (begin, end) in each dim of the full tensor
+from r1parallel.parallel.layout.regions import Bounds, Region, from_bounds, overlap, within
 
 
 class Rows(Protocol):
@@ -39,23 +36,13 @@ class Rows(Protocol):
     def row_step(self) -> int: ...
     @property
     def row_bytes(self) -> int: ...
-    def read(self, region: Slices, out: np.ndarray, streams: Streams) -> None:
+    def read(self, region: Region, out: np.ndarray, streams: Streams) -> None:
         """Fill `out`, words in the shape of the region."""
 
 
 def words(dtype: str) -> np.dtype:
     """The unsigned integers that stand for elements while they are only moved."""
     return np.dtype(f"u{DTYPES[dtype].itemsize}")
-
-
-def whole(shape: Sequence[int]) -> Slices:
-    """The region that is all of a tensor."""
-    return tuple(slice(0, size) for size in shape)
-
-
-def size_of(region: Slices) -> tuple[int, ...]:
-    """The shape of a region."""
-    return tuple(part.stop - part.start for part in region)
 
 
 @dataclass(frozen=True)
@@ -74,7 +61,7 @@ class ArrayRows:
     def row_bytes(self) -> int:
         return _row_bytes(self.shape, self.dtype)
 
-    def read(self, region: Slices, out: np.ndarray, streams: Streams) -> None:
+    def read(self, region: Region, out: np.ndarray, streams: Streams) -> None:
         out[...] = self.array[region].view(words(self.dtype)) if self.shape else self.array.view(words(self.dtype))
 
 
@@ -84,7 +71,7 @@ class StoredRows:
 
     shape: tuple[int, ...]
     dtype: str
-    pieces: dict[Span, list[TensorEntry]]
+    pieces: dict[Bounds, list[TensorEntry]]
     row_step: int = 1
 
     @property
@@ -93,9 +80,9 @@ class StoredRows:
 
     def first_copies(self) -> "StoredRows":
         """The same tensor, of which only the first of several copies is ever read."""
-        return replace(self, pieces={span: copies[:1] for span, copies in self.pieces.items()})
+        return replace(self, pieces={bounds: copies[:1] for bounds, copies in self.pieces.items()})
 
-    def read(self, region: Slices, out: np.ndarray, streams: Streams) -> None:
+    def read(self, region: Region, out: np.ndarray, streams: Streams) -> None:
         """Fill `out`. Copies of a piece are read too, and must be equal.
 
         Raises:
@@ -104,17 +91,13 @@ class StoredRows:
         if not self.shape:
             self._fill(out.reshape(1), next(iter(self.pieces.values())), (), (), streams)
             return
-        for span, copies in self.pieces.items():
-            overlap = [
-                (max(low, part.start), min(high, part.stop)) for (low, high), part in zip(span, region, strict=True)
-            ]
-            if all(low < high for low, high in overlap):
-                here = tuple(slice(lo - p.start, hi - p.start) for (lo, hi), p in zip(overlap, region, strict=True))
-                inside = tuple(slice(lo - s, hi - s) for (lo, hi), (s, _) in zip(overlap, span, strict=True))
-                self._fill(out[here], copies, copies[0].shape, inside, streams)
+        for bounds, copies in self.pieces.items():
+            piece = from_bounds(bounds)
+            if (both := overlap(piece, region)) is not None:
+                self._fill(out[within(both, region)], copies, copies[0].shape, within(both, piece), streams)
 
     def _fill(
-        self, target: np.ndarray, copies: list[TensorEntry], shape: tuple[int, ...], inside: Slices, streams: Streams
+        self, target: np.ndarray, copies: list[TensorEntry], shape: tuple[int, ...], inside: Region, streams: Streams
     ) -> None:
         """Read the rows of a piece in their full width, which lie together in its file, and keep what is wanted."""
         rows = inside[0] if inside else slice(0, 1)
@@ -160,7 +143,7 @@ class CastRows:
     def row_bytes(self) -> int:
         return 4 * self.rows.row_bytes  # the wide form and what is compared with it
 
-    def read(self, region: Slices, out: np.ndarray, streams: Streams) -> None:
+    def read(self, region: Region, out: np.ndarray, streams: Streams) -> None:
         stored = np.empty(out.shape, words(self.rows.dtype))
         self.rows.read(region, stored, streams)
         out[...] = cast(stored.view(DTYPES[self.rows.dtype]), self.dtype, self.name).view(out.dtype)
@@ -196,7 +179,7 @@ class InterleavedRows:
     def row_bytes(self) -> int:
         return 2 * max(part.row_bytes for part in self.parts)
 
-    def read(self, region: Slices, out: np.ndarray, streams: Streams) -> None:
+    def read(self, region: Region, out: np.ndarray, streams: Streams) -> None:
         """Fill `out`. The rows that a window has of one part follow each other in that part."""
         group, within = np.divmod(np.arange(region[0].start, region[0].stop), sum(self.group))
         offset = 0
@@ -241,7 +224,7 @@ class PartRows:
     def row_bytes(self) -> int:
         return self.rows.row_bytes * (sum(self.group) // self.row_step + 1)
 
-    def read(self, region: Slices, out: np.ndarray, streams: Streams) -> None:
+    def read(self, region: Region, out: np.ndarray, streams: Streams) -> None:
         first, last, skip = _groups(region[0], self.row_step)
         step = sum(self.group)
         block = np.empty(((last - first) * step, *out.shape[1:]), out.dtype)

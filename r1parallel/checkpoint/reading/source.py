@@ -15,12 +15,13 @@ from r1parallel.checkpoint.formats.tensor_file import (
     open_rank,
     rank_folders,
 )
-from r1parallel.checkpoint.reading.rows import Span, StoredRows, size_of
+from r1parallel.checkpoint.reading.rows import StoredRows
 from r1parallel.checkpoint.reading.windows import read_rows
 from r1parallel.checkpoint.tables.placement import cut_tensor, find_layout, is_everywhere, missing_names, stage_tensors
 from r1parallel.errors import UserError
+from r1parallel.parallel.layout.regions import Bounds, Region, bounds_of, shape_of, whole
 from r1parallel.parallel.layout.strategy_files import read_strategy
-from r1parallel.parallel.layout.tensor_layout import Layout, Slices
+from r1parallel.parallel.layout.tensor_layout import Layout
 
 STRATEGY_FILE = "strategy.ckpt"  # beside the rank folders of a model that we saved: how it is cut
 
@@ -49,7 +50,7 @@ class Source:
         )
         return list(dict.fromkeys(found))
 
-    def read(self, name: str, region: Slices | None = None) -> np.ndarray:
+    def read(self, name: str, region: Region | None = None) -> np.ndarray:
         """Read a region of a tensor, or all of it. Where ranks hold copies of a piece, the first one is read.
 
         Raises:
@@ -80,7 +81,7 @@ def open_source(path: str | Path, layout: Layout | None = None, prefix: str = ""
         return open_sliced(path, read_strategy(path / STRATEGY_FILE), prefix)
     checkpoint = open_checkpoint(path)
     tensors = {
-        name: StoredRows(entry.shape, entry.dtype, {tuple((0, size) for size in entry.shape): [entry]})
+        name: StoredRows(entry.shape, entry.dtype, {bounds_of(whole(entry.shape)): [entry]})
         for name, entry in checkpoint.items()
     }
     return Source(path, checkpoint.folder, tensors)
@@ -144,7 +145,7 @@ def _put_together(name: str, ranks: list[Checkpoint], layout: Layout) -> StoredR
     owners = [rank for rank, checkpoint in enumerate(ranks) if name in checkpoint]
     first = ranks[owners[0]][name]
     shape = _full_shape(layout, first, owners[0])
-    pieces: dict[Span, list[TensorEntry]] = {}
+    pieces: dict[Bounds, list[TensorEntry]] = {}
     held = [stage_tensors(layout, stage, {name: shape}) for stage in range(len(layout.stages))]
     for rank, checkpoint in enumerate(ranks):
         stage, device = divmod(rank, layout.stage_size)
@@ -153,12 +154,12 @@ def _put_together(name: str, ranks: list[Checkpoint], layout: Layout) -> StoredR
         if name not in checkpoint:
             raise UserError(f"{checkpoint.path}: {name} is missing, which the strategy places on this rank")
         entry, slices = checkpoint[name], cut_tensor(held[stage][name], name, shape, device)
-        if entry.dtype != first.dtype or entry.shape != size_of(slices):
+        if entry.dtype != first.dtype or entry.shape != shape_of(slices):
             raise UserError(
                 f"{entry.file}: {name} is {entry.dtype} {entry.shape}, which does not fit rank "
                 f"{owners[0]}'s {first.dtype} {first.shape} under this strategy; is it the right one?"
             )
-        pieces.setdefault(tuple((part.start, part.stop) for part in slices), []).append(entry)
+        pieces.setdefault(bounds_of(slices), []).append(entry)
     return StoredRows(shape, first.dtype, pieces)
 
 

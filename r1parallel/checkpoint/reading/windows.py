@@ -5,16 +5,16 @@ from collections.abc import Iterator
 import numpy as np
 
 from r1parallel.checkpoint.formats.dtypes import DTYPES
-from r1parallel.checkpoint.reading.rows import Rows, size_of, whole, words
+from r1parallel.checkpoint.reading.rows import Rows, words
 from r1parallel.checkpoint.reading.streams import Streams
 from r1parallel.errors import UserError
-from r1parallel.parallel.layout.tensor_layout import Slices
+from r1parallel.parallel.layout.regions import Region, shape_of, whole
 
 WINDOW = 2 * 2**20  # bytes that reading a window takes, about: small enough to stay in the processor's cache
 _LARGEST_STEP = 2**29  # bytes; a window is never less than one row, or one group of interleaved rows
 
 
-def windows(rows: Rows, region: Slices) -> Iterator[Slices]:
+def windows(rows: Rows, region: Region) -> Iterator[Region]:
     """Cut a region into windows of whole rows, in order.
 
     Raises:
@@ -34,17 +34,17 @@ def windows(rows: Rows, region: Slices) -> Iterator[Slices]:
         begin = end
 
 
-def read_rows(rows: Rows, region: Slices | None = None) -> np.ndarray:
+def read_rows(rows: Rows, region: Region | None = None) -> np.ndarray:
     """Read a region of a tensor, or all of it, into memory, in its own dtype (BF16: `ml_dtypes.bfloat16`)."""
     region = whole(rows.shape) if region is None else region
-    result = np.empty(size_of(region), words(rows.dtype))
+    result = np.empty(shape_of(region), words(rows.dtype))
     with Streams() as streams:
         for window in windows(rows, region):
             rows.read(window, window_of(result, window, region), streams)
     return result.view(DTYPES[rows.dtype])
 
 
-def window_of(array: np.ndarray, window: Slices, region: Slices) -> np.ndarray:
+def window_of(array: np.ndarray, window: Region, region: Region) -> np.ndarray:
     """The rows of an array, which holds a region, that a window of the region stands for."""
     return array[window[0].start - region[0].start : window[0].stop - region[0].start] if region else array
 
@@ -55,7 +55,7 @@ def are_equal(first: Rows, second: Rows) -> bool:
         return False
     with Streams() as streams:
         for window in windows(first, whole(first.shape)):
-            one, other = (np.empty(size_of(window), words(first.dtype)) for _ in range(2))
+            one, other = (np.empty(shape_of(window), words(first.dtype)) for _ in range(2))
             first.read(window, one, streams)
             second.read(window, other, streams)
             if not np.array_equal(one, other):

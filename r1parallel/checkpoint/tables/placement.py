@@ -6,7 +6,8 @@ from pathlib import Path
 
 from r1parallel.checkpoint.tables.names import separate_tensors, to_hf
 from r1parallel.errors import UserError
-from r1parallel.parallel.layout.tensor_layout import Layout, Slices, TensorLayout
+from r1parallel.parallel.layout.regions import Region, whole
+from r1parallel.parallel.layout.tensor_layout import Layout, TensorLayout
 
 
 def find_layout(table: Mapping[str, TensorLayout], name: str) -> TensorLayout | None:
@@ -39,14 +40,14 @@ def stage_tensors(layout: Layout, stage: int, shapes: Mapping[str, tuple[int, ..
     return result
 
 
-def cut_tensor(found: TensorLayout | None, name: str, shape: tuple[int, ...], device: int) -> Slices:
+def cut_tensor(found: TensorLayout | None, name: str, shape: tuple[int, ...], device: int) -> Region:
     """The part of a tensor of full `shape` that a device of its stage holds.
 
     Raises:
         UserError: the layout cannot cut this shape.
     """
     if found is None:
-        return tuple(slice(0, size) for size in shape)
+        return whole(shape)
     try:
         return _slices(found, shape, device)
     except ValueError as error:
@@ -54,7 +55,7 @@ def cut_tensor(found: TensorLayout | None, name: str, shape: tuple[int, ...], de
 
 
 @lru_cache(maxsize=2**16)  # a model's layers are alike
-def _slices(found: TensorLayout, shape: tuple[int, ...], device: int) -> Slices:
+def _slices(found: TensorLayout, shape: tuple[int, ...], device: int) -> Region:
     return found.slices(shape, device)
 
 

@@ -16,12 +16,12 @@ import numpy as np
 
 from r1parallel.checkpoint.formats.manifest import new_hash
 from r1parallel.checkpoint.formats.tensor_entry import Extent, FilePlan, as_bytes
-from r1parallel.checkpoint.reading.rows import Rows, size_of, words
+from r1parallel.checkpoint.reading.rows import Rows, words
 from r1parallel.checkpoint.reading.streams import Streams
 from r1parallel.checkpoint.reading.windows import windows
 from r1parallel.checkpoint.writing.folders import explained, flush
 from r1parallel.errors import UserError
-from r1parallel.parallel.layout.tensor_layout import Slices
+from r1parallel.parallel.layout.regions import Region, hull, overlap, shape_of, within
 
 # Bytes of one write. For 4 MB at once Linux 6.18 takes pages of 2 MB into its cache: on a virtual machine much slower.
 _AT_ONCE = 256 * 2**10
@@ -32,7 +32,7 @@ Progress = Callable[[int], object]  # called with a number of bytes that were wr
 class Part:
     """A region of a tensor, and the places that take it: (file, where its bytes go)."""
 
-    region: Slices
+    region: Region
     places: list[tuple[Path, tuple[Extent, ...]]]
 
 
@@ -123,41 +123,25 @@ def run_jobs(jobs: Sequence[Job], workers: int, progress: Progress) -> dict[Path
 def _run_job(job: Job, write: Callable[[Path, Sequence[Extent], int, memoryview], None]) -> list[str]:
     """Copy one tensor; the hash of each part."""
     hashes = [new_hash() for _ in job.parts]
-    region = _hull([part.region for part in job.parts])
+    region = hull(part.region for part in job.parts)
     with Streams() as streams:
         for window in windows(job.rows, region):
-            overlaps = [_overlap(part.region, window) for part in job.parts]
-            if all(overlap is None for overlap in overlaps):
+            shares = [overlap(part.region, window) for part in job.parts]
+            if all(share is None for share in shares):
                 continue
-            block = np.empty(size_of(window), words(job.rows.dtype))
+            block = np.empty(shape_of(window), words(job.rows.dtype))
             job.rows.read(window, block, streams)
-            for part, overlap, digest in zip(job.parts, overlaps, hashes, strict=True):
-                if overlap is None:
+            for part, share, digest in zip(job.parts, shares, hashes, strict=True):
+                if share is None:
                     continue
-                piece = np.ascontiguousarray(block[_within(overlap, window)])
+                piece = np.ascontiguousarray(block[within(share, window)])
                 digest.update(as_bytes(piece))
-                first_row = overlap[0].start - part.region[0].start if overlap else 0
+                first_row = share[0].start - part.region[0].start if share else 0
                 begin = first_row * prod(piece.shape[1:]) * piece.itemsize
                 for file, extents in part.places:
                     write(file, extents, begin, as_bytes(piece))
         streams.read_rest()
     return [digest.hexdigest() for digest in hashes]
-
-
-def _hull(regions: list[Slices]) -> Slices:
-    """The smallest region that holds them all."""
-    dims = zip(*regions, strict=True)
-    return tuple(slice(min(part.start for part in dim), max(part.stop for part in dim)) for dim in dims)
-
-
-def _overlap(region: Slices, window: Slices) -> Slices | None:
-    found = tuple(slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(region, window, strict=True))
-    return None if any(part.start >= part.stop for part in found) else found
-
-
-def _within(region: Slices, outer: Slices) -> Slices:
-    """The same region, counted from the start of another that holds it."""
-    return tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(region, outer, strict=True))
 
 
 def _write_part(file: Path, extents: Sequence[Extent], begin: int, data: memoryview) -> None:

@@ -1,12 +1,12 @@
 """Output folders that appear whole or not at all, and that only one process writes at a time."""
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from r1parallel.atomic import lock
 from r1parallel.checkpoint.formats.tensor_file import rank_folders
 from r1parallel.errors import UserError
 
@@ -86,34 +86,32 @@ def locked(path: Path, wait: bool = False) -> Iterator[None]:
     """
     if path.absolute().name in ("", ".."):
         raise UserError(f"{path}: has no name; give the folder by its name")
-    lock = _beside(path, _LOCK)
+    lock_file = _beside(path, _LOCK)
     with explained(path):
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = _acquire(lock, wait)
+        lock_file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _acquire(lock_file, wait)
     if descriptor is None:
         raise UserError(f"{path}: another process is writing it; wait for its end, or choose another folder")
     try:
         yield
     finally:
-        lock.unlink(missing_ok=True)
+        lock_file.unlink(missing_ok=True)
         os.close(descriptor)
 
 
-def _acquire(lock: Path, wait: bool) -> int | None:
+def _acquire(lock_file: Path, wait: bool) -> int | None:
     """The descriptor of the locked file; None where another process holds it."""
-    how = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
     while True:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        descriptor = os.open(lock_file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         if os.fstat(descriptor).st_size:
             os.close(descriptor)
-            raise UserError(f"{lock}: is a file with something in it, and would be the lock here; move it away")
-        try:
-            fcntl.flock(descriptor, how)
-            if os.stat(lock).st_ino == os.fstat(descriptor).st_ino:
-                return descriptor
-        except BlockingIOError:
+            raise UserError(f"{lock_file}: is a file with something in it, and would be the lock here; move it away")
+        if not lock(descriptor, wait):
             os.close(descriptor)
             return None
+        try:
+            if os.stat(lock_file).st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
         except FileNotFoundError:  # its last holder removed it in between
             pass
         os.close(descriptor)

@@ -13,11 +13,12 @@ from r1parallel.checkpoint.formats.dtypes import DTYPES
 from r1parallel.checkpoint.formats.manifest import manifest_path, write_manifest
 from r1parallel.checkpoint.formats.tensor_entry import FilePlan
 from r1parallel.checkpoint.formats.tensor_file import FORMATS, INDEX_FILE, NAME_MAP_FILE, SINGLE_FILES, read_file
-from r1parallel.checkpoint.reading.rows import Rows, size_of, whole
+from r1parallel.checkpoint.reading.rows import Rows
 from r1parallel.checkpoint.tables.placement import cut_tensor, stage_tensors
 from r1parallel.checkpoint.writing.copy_engine import Job, Part, create_file, flush_files, run_jobs
 from r1parallel.errors import UserError
-from r1parallel.parallel.layout.tensor_layout import Layout, Slices
+from r1parallel.parallel.layout.regions import Bounds, Region, bounds_of, shape_of, whole
+from r1parallel.parallel.layout.tensor_layout import Layout
 
 MAX_SHARD_SIZE = 5 * 10**9  # bytes; what Hugging Face cuts at
 Header = tuple[str, tuple[int, ...], str]  # name, shape, dtype of a tensor in a file
@@ -92,7 +93,7 @@ def plan_ranks(
     """
     shapes = {name: rows.shape for name, rows in tensors.items()}
     held = [stage_tensors(layout, stage, shapes) for stage in range(len(layout.stages))]
-    places: dict[Path, list[tuple[str, Slices]]] = {}
+    places: dict[Path, list[tuple[str, Region]]] = {}
     for rank in ranks:
         stage, device = divmod(rank, layout.stage_size)
         places[Path(f"rank_{rank}") / f"{prefix}{rank}.{kind}"] = [
@@ -138,7 +139,7 @@ def write_output(output: Output, folder: Path, workers: int, title: str | None =
 
 def _output(
     tensors: Mapping[str, Rows],
-    places: Mapping[Path, list[tuple[str, Slices]]],
+    places: Mapping[Path, list[tuple[str, Region]]],
     metadata: Mapping[str, str],
     kind: str,
     indexes: Mapping[str, str],
@@ -146,15 +147,14 @@ def _output(
     headers: dict[Path, tuple[Header, ...]] = {}
     files: dict[Path, FilePlan] = {}
     plans: dict[tuple[Header, ...], FilePlan] = {}  # most ranks of a stage have files of the same form
-    taken: dict[str, dict[tuple[tuple[int, int], ...], Part]] = {name: {} for name in tensors}
+    taken: dict[str, dict[Bounds, Part]] = {name: {} for name in tensors}
     for file, regions in places.items():
-        header = tuple((name, size_of(region), tensors[name].dtype) for name, region in regions)
+        header = tuple((name, shape_of(region), tensors[name].dtype) for name, region in regions)
         if header not in plans:
             plans[header] = FORMATS[kind].plan_file(header, dict(metadata))
         headers[file], files[file] = header, (plan := plans[header])
         for name, region in regions:
-            key = tuple((part.start, part.stop) for part in region)
-            part = taken[name].setdefault(key, Part(region, []))
+            part = taken[name].setdefault(bounds_of(region), Part(region, []))
             part.places.append((file, plan.extents[name]))
     jobs = [Job(name, tensors[name], list(parts.values())) for name, parts in taken.items() if parts]
     return Output(files, headers, jobs, indexes)

@@ -7,8 +7,9 @@ import numpy as np
 
 from r1parallel.checkpoint.formats.dtypes import dtype_name
 from r1parallel.checkpoint.writing.tensor_writer import Tensor
+from r1parallel.parallel.layout.regions import Region
 from r1parallel.parallel.layout.table import ModelLayout
-from r1parallel.parallel.layout.tensor_layout import Layout, Slices
+from r1parallel.parallel.layout.tensor_layout import Layout
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,6 @@ def parameter_of(name: str, layout: ModelLayout) -> str:
     raise ValueError(f"{name}: belongs to no parameter of the model")
 
 
-def region_of(name: str, layout: ModelLayout, rank: int) -> Slices | None:
+def region_of(name: str, layout: ModelLayout, rank: int) -> Region | None:
     """The part of a tensor, optimizer state included, that a rank of the job holds; None where it holds none."""
     return layout.slices(parameter_of(name, layout), rank % layout.world_size)

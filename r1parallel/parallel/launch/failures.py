@@ -5,7 +5,8 @@ import select
 import time
 from pathlib import Path
 
-from r1parallel.parallel.launch.rank_status import Note, Notes, this_place
+from r1parallel.parallel.launch.host import this_host
+from r1parallel.parallel.launch.rank_status import Note, Notes
 
 SETTLE_S = 1.0  # after the first failure that is seen: for an earlier one to become known
 
@@ -55,7 +56,7 @@ class Failures:
             if note is None:
                 continue
             self._unseen.remove(rank)
-            if note.place != this_place():
+            if note.host != this_host():
                 continue  # a process elsewhere: its own launcher looks after it
             try:
                 descriptor = os.pidfd_open(note.pid)

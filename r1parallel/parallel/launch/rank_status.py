@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from r1parallel.atomic import replacing
+from r1parallel.parallel.launch.host import this_host
 
 FOLDER = "R1_JOB_DIR"  # environment variable: the folder; with several nodes it lies where all of them see it
 
@@ -21,7 +22,7 @@ class Note:
 
     Attributes:
         rank: whose note it is.
-        place: which machine and process namespace `pid` belongs to.
+        host: which host `pid` belongs to, as `this_host` says it.
         pid: its process.
         what: what it does, or did last.
         inside: whether it is still at it.
@@ -31,7 +32,7 @@ class Note:
     """
 
     rank: int
-    place: str
+    host: str
     pid: int
     what: str
     inside: bool
@@ -74,15 +75,9 @@ class Notes:
         return self._folder / f"rank_{rank}.json"
 
 
-def this_place() -> str:
-    """Equal for processes that can see each other's process ids; host names of containers are not unique."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    return f"{boot}-{os.stat('/proc/self/ns/pid').st_ino}"
-
-
 def new_note(rank: int, what: str, inside: bool) -> Note:
     """A note of this process."""
-    return Note(rank, this_place(), os.getpid(), what, inside, time.time())
+    return Note(rank, this_host(), os.getpid(), what, inside, time.time())
 
 
 def job_notes() -> Notes:

@@ -6,8 +6,8 @@ from itertools import groupby
 from math import prod
 
 from r1parallel.errors import UserError
+from r1parallel.parallel.layout.regions import Region, shape_of
 from r1parallel.parallel.layout.table import ModelLayout
-from r1parallel.parallel.layout.tensor_layout import Slices
 
 _HEAD = ("parameter", "full shape", "slice", "local shape")
 _BF16_BYTES = 2
@@ -57,8 +57,7 @@ def _without_layer(name: str) -> str:
 
 def _row(layout: ModelLayout, names: Sequence[str], rank: int) -> tuple[str, str, str, str]:
     shape, slices = layout.parameters[names[0]].shape, layout.slices(names[0], rank) or ()
-    local = tuple(part.stop - part.start for part in slices)
-    return _range_of_layers(names), _by(shape), slices_text(shape, slices), _by(local)
+    return _range_of_layers(names), _by(shape), slices_text(shape, slices), _by(shape_of(slices))
 
 
 def _range_of_layers(names: Sequence[str]) -> str:
@@ -69,9 +68,9 @@ def _range_of_layers(names: Sequence[str]) -> str:
     return _without_layer(first).replace(".N.", f".{numbers[0]}-{numbers[1]}.")
 
 
-def slices_text(shape: Sequence[int], slices: Slices) -> str:
-    """Slices of a tensor of full `shape`, as NumPy writes them; `:` is a dim that is not cut."""
-    whole = (part.stop - part.start == size for part, size in zip(slices, shape, strict=True))
+def slices_text(shape: Sequence[int], slices: Region) -> str:
+    """Region of a tensor of full `shape`, as NumPy writes them; `:` is a dim that is not cut."""
+    whole = (held == size for held, size in zip(shape_of(slices), shape, strict=True))
     parts = (":" if uncut else f"{part.start}:{part.stop}" for part, uncut in zip(slices, whole, strict=True))
     return f"[{', '.join(parts)}]"
 

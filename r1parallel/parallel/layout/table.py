@@ -7,7 +7,8 @@ from r1parallel.config.model import ModelConfig
 from r1parallel.config.stages import even_stages
 from r1parallel.errors import UserError
 from r1parallel.parallel.layout.mesh import Mesh
-from r1parallel.parallel.layout.tensor_layout import Layout, Slices, TensorLayout
+from r1parallel.parallel.layout.regions import Region, shape_of
+from r1parallel.parallel.layout.tensor_layout import Layout, TensorLayout
 
 # Last parts of a parameter's name → the dim that tp splits; None: every tp rank holds all of it. Weights are
 # [out, in]: dim 0 gives each rank its own outputs (heads, inner units, vocabulary), dim 1 its own inputs.
@@ -92,7 +93,7 @@ class ModelLayout(Layout):
         for attribute, value in own.items():
             object.__setattr__(self, attribute, value)  # the base class is frozen
 
-    def slices(self, name: str, rank: int) -> Slices | None:
+    def slices(self, name: str, rank: int) -> Region | None:
         """The part of a parameter that `rank` holds; None where its stage does not own it."""
         return self.cut(name, self.parameters[name].shape, rank)
 
@@ -104,7 +105,7 @@ class ModelLayout(Layout):
     def local_shape(self, name: str, rank: int) -> tuple[int, ...] | None:
         """Shape of the part of a parameter that `rank` holds; None where its stage does not own it."""
         slices = self.slices(name, rank)
-        return None if slices is None else tuple(part.stop - part.start for part in slices)
+        return None if slices is None else shape_of(slices)
 
 
 def split_dim(name: str) -> int | None:

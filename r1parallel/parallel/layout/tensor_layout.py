@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-Slices = tuple[slice, ...]
+from r1parallel.parallel.layout.regions import Region
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class TensorLayout:
             parts[0] *= self._opt_parts
         return tuple(parts)
 
-    def slices(self, shape: Sequence[int], device: int) -> Slices:
+    def slices(self, shape: Sequence[int], device: int) -> Region:
         """The part of a tensor of full `shape` that device 0 … stage_size - 1 holds.
 
         Raises:
@@ -96,7 +96,7 @@ class Layout:
         """The layout of a tensor on the stage of `rank`; None where that stage does not own it."""
         return self.stages[rank // self.stage_size].get(name)
 
-    def cut(self, name: str, shape: Sequence[int], rank: int) -> Slices | None:
+    def cut(self, name: str, shape: Sequence[int], rank: int) -> Region | None:
         """The part of a tensor of full `shape` that `rank` holds; None where its stage does not own it.
 
         Raises:

@@ -11,8 +11,8 @@ from typing import Protocol
 
 import numpy as np
 
+from r1parallel.parallel.layout.regions import Bounds, Region, bounds_of, overlap, shape_of, within
 from r1parallel.parallel.layout.table import ModelLayout
-from r1parallel.parallel.layout.tensor_layout import Slices
 
 ROUND_ELEMENTS = 64 * 2**20  # how much one rank sends in one round; 256 MiB of fp32
 Pair = tuple[int, int]  # (sender, receiver), ranks of the job
@@ -25,12 +25,12 @@ class Piece:
     name: str
     sender: int
     receiver: int
-    region: Slices
+    region: Region
 
     @property
     def size(self) -> int:
         """Number of elements."""
-        return prod(part.stop - part.start for part in self.region)
+        return prod(shape_of(self.region))
 
 
 @dataclass(frozen=True)
@@ -104,10 +104,10 @@ def reshard(
     """
     holds = {name: _region(plan.source, name, rank) for name in plan.names}
     needs = {name: _region(plan.target, name, rank) for name in plan.names}
-    result = {name: np.empty(_shape(region), np.float32) for name, region in needs.items() if region is not None}
+    result = {name: np.empty(shape_of(region), np.float32) for name, region in needs.items() if region is not None}
 
     def held(piece: Piece) -> np.ndarray:
-        return values[piece.name][_within(piece.region, holds[piece.name])]
+        return values[piece.name][_inside(piece, holds)]
 
     for pieces in plan.rounds:
         outgoing = {
@@ -120,7 +120,7 @@ def reshard(
         for piece in pieces:
             if piece.receiver != rank:
                 continue
-            place = result[piece.name][_within(piece.region, needs[piece.name])]
+            place = result[piece.name][_inside(piece, needs)]
             if piece.sender == rank:
                 place[...] = held(piece)
             else:
@@ -140,23 +140,17 @@ def exchanged(pieces: Sequence[Piece]) -> dict[Pair, int]:
     return dict(sorted(counts.items()))
 
 
-def overlap(one: Slices, other: Slices) -> Slices | None:
-    """What two regions share, or None."""
-    both = tuple(slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(one, other, strict=True))
-    return both if all(part.start < part.stop for part in both) else None
-
-
-def distinct_regions(layout: ModelLayout, name: str) -> list[tuple[int, Slices]]:
+def distinct_regions(layout: ModelLayout, name: str) -> list[tuple[int, Region]]:
     """The parts that a tensor is cut into, each with the lowest rank that holds it."""
-    found: dict[tuple[tuple[int, int], ...], tuple[int, Slices]] = {}
+    found: dict[Bounds, tuple[int, Region]] = {}
     for rank in range(layout.world_size):
         region = layout.slices(name, rank)
         if region is not None:
-            found.setdefault(tuple((part.start, part.stop) for part in region), (rank, region))
+            found.setdefault(bounds_of(region), (rank, region))
     return list(found.values())
 
 
-def _holders(layout: ModelLayout, name: str, world_size: int) -> list[tuple[Slices, list[int]]]:
+def _holders(layout: ModelLayout, name: str, world_size: int) -> list[tuple[Region, list[int]]]:
     """Each part that a tensor is cut into, and the ranks of the job that hold it."""
     parts = distinct_regions(layout, name)
     regions = [layout.slices(name, rank % layout.world_size) for rank in range(world_size)]
@@ -166,7 +160,7 @@ def _holders(layout: ModelLayout, name: str, world_size: int) -> list[tuple[Slic
 def _pieces_of(name: str, source: ModelLayout, target: ModelLayout, world_size: int, load: list[int]) -> list[Piece]:
     """All pieces of one tensor; `load`, what each rank sends so far, is added to."""
     needs, holders = _holders(target, name, world_size), _holders(source, name, world_size)
-    by_receiver: dict[int, list[tuple[Slices, list[int]]]] = {}
+    by_receiver: dict[int, list[tuple[Region, list[int]]]] = {}
     for need, receivers in needs:
         parts = [(both, ranks) for part, ranks in holders if (both := overlap(part, need)) is not None]
         by_receiver |= dict.fromkeys(receivers, parts)
@@ -206,15 +200,12 @@ def _grouped(pieces: Sequence[Piece], rank: int) -> dict[int, list[Piece]]:
     return groups
 
 
-def _region(layout: ModelLayout, name: str, rank: int) -> Slices | None:
+def _region(layout: ModelLayout, name: str, rank: int) -> Region | None:
     return layout.slices(name, rank % layout.world_size)
 
 
-def _within(region: Slices, whole: Slices | None) -> Slices:
-    """A region in the coordinates of a slice that contains it."""
-    assert whole is not None
-    return tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(region, whole, strict=True))
-
-
-def _shape(region: Slices) -> tuple[int, ...]:
-    return tuple(part.stop - part.start for part in region)
+def _inside(piece: Piece, regions: Mapping[str, Region | None]) -> Region:
+    """Where a piece lies in the slice of its tensor that a rank has."""
+    region = regions[piece.name]
+    assert region is not None
+    return within(piece.region, region)

@@ -6,10 +6,10 @@ from math import prod
 import numpy as np
 
 from r1parallel.parallel.launch.world import World
+from r1parallel.parallel.layout.regions import Region, overlap, within
 from r1parallel.parallel.layout.table import ModelLayout
-from r1parallel.parallel.layout.tensor_layout import Slices
 from r1parallel.parallel.moving.collectives import all_gather
-from r1parallel.parallel.moving.reshard import distinct_regions, overlap
+from r1parallel.parallel.moving.reshard import distinct_regions
 
 _CHUNK = 2**20  # elements at a time: their numbers take twice the memory of the values
 
@@ -54,7 +54,7 @@ def verify_reshard(
         raise RuntimeError(f"resharding changed {len(found)} slices: {', '.join(found[:4])}")
 
 
-def checksum(values: np.ndarray, shape: tuple[int, ...], region: Slices) -> int:
+def checksum(values: np.ndarray, shape: tuple[int, ...], region: Region) -> int:
     """Σ bits · place number over a region of a full tensor, modulo 2⁶⁴.
 
     Args:
@@ -75,7 +75,7 @@ def checksum(values: np.ndarray, shape: tuple[int, ...], region: Slices) -> int:
     return total % 2**64
 
 
-def _places(shape: tuple[int, ...], region: Slices) -> np.ndarray:
+def _places(shape: tuple[int, ...], region: Region) -> np.ndarray:
     """The number of each element of a region in the full tensor, uint64."""
     places = np.zeros((1,) * len(shape), np.uint64)
     for dim, part in enumerate(region):
@@ -85,12 +85,11 @@ def _places(shape: tuple[int, ...], region: Slices) -> np.ndarray:
 
 
 def _share(
-    source: ModelLayout, name: str, shape: tuple[int, ...], need: Slices, rank: int, values: Mapping[str, np.ndarray]
+    source: ModelLayout, name: str, shape: tuple[int, ...], need: Region, rank: int, values: Mapping[str, np.ndarray]
 ) -> int:
     """What this rank adds to the checksum of a region: the part that it is the lowest rank to hold."""
     for holder, part in distinct_regions(source, name):
         both = overlap(part, need)
         if holder == rank and both is not None:
-            inside = tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(both, part, strict=True))
-            return checksum(values[name][inside], shape, both)
+            return checksum(values[name][within(both, part)], shape, both)
     return 0

@@ -5,12 +5,12 @@ import hashlib
 import mmap
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from r1parallel.errors import UserError
+from r1parallel.parallel.launch.host import this_host
 from r1parallel.parallel.launch.waiting import waiting
 from r1parallel.parallel.launch.world import World
 from r1parallel.parallel.moving.collectives import all_gather, barrier
@@ -27,8 +27,9 @@ def choose_transport(plan: ReshardPlan, world: World) -> Transport:
     Raises:
         UserError: the host has not enough memory for what a rank sends in one round.
     """
-    places = all_gather(world, _place(), "which host each rank is on")
-    if (places == places[0]).all():
+    own = np.frombuffer(hashlib.sha256(this_host().encode()).digest(), np.uint8)
+    hosts = all_gather(world, own, "which host each rank is on")
+    if (hosts == hosts[0]).all():
         return SharedMemory(plan, world)
     return SendReceive(world)
 
@@ -45,8 +46,8 @@ class SharedMemory:
         counts = [exchanged(pieces) for pieces in plan.rounds]
         size = max(_sent(c, world.rank) for c in counts) * _ITEM
         descriptor = _make_memory(size)
-        where = np.array([os.getpid(), descriptor], np.int64)
-        others = all_gather(world, where, "where the others' memory for weights is")
+        own = np.array([os.getpid(), descriptor], np.int64)
+        others = all_gather(world, own, "where the others' memory for weights is")
         senders = {sender for c in counts for sender, receiver in c if receiver == world.rank}
         self._own = _map(descriptor, writable=True)
         self._theirs = {sender: _open(*others[sender]) for sender in sorted(senders)}
@@ -101,13 +102,6 @@ class SendReceive:
             own = sender == self._world.rank
             self._cells[key] = SendCell(receiver) if own else ReceiveCell(sender, count)
         return self._cells[key]
-
-
-def _place() -> np.ndarray:
-    """A number for this running host and the process numbers that it shows here (a container has its own)."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
-    digest = hashlib.sha256(f"{boot} {os.readlink('/proc/self/ns/pid')}".encode()).digest()
-    return np.frombuffer(digest[:8], np.int64)
 
 
 def _make_memory(size: int) -> int:

@@ -15,19 +15,12 @@ from r1parallel.checkpoint.formats.dtypes import DTYPES, cast
 from r1parallel.checkpoint.formats.manifest import manifest_path
 from r1parallel.checkpoint.formats.tensor_file import read_file
 from r1parallel.checkpoint.reading import windows as module
-from r1parallel.checkpoint.reading.rows import (
-    ArrayRows,
-    CastRows,
-    InterleavedRows,
-    PartRows,
-    StoredRows,
-    cast_rows,
-    whole,
-)
+from r1parallel.checkpoint.reading.rows import ArrayRows, CastRows, InterleavedRows, PartRows, StoredRows, cast_rows
 from r1parallel.checkpoint.reading.streams import Streams
 from r1parallel.checkpoint.reading.windows import are_equal, read_rows, windows
 from r1parallel.checkpoint.writing.tensor_writer import write_tensor_file
 from r1parallel.errors import UserError
+from r1parallel.parallel.layout.regions import whole
 
 FLOATS = ("F32", "F16", "BF16")
 SMALL = st.integers(1, 300)  # bytes of a window

@@ -229,7 +229,7 @@ def test_a_rank_without_words_is_described_by_the_end_of_its_log(monkeypatch, tm
 def sleeper(notes, rank, *words):
     process = subprocess.Popen(words)
     note = new_note(rank, "start", inside=True)
-    notes.write(type(note)(rank, note.place, process.pid, note.what, note.inside, note.time))
+    notes.write(type(note)(rank, note.host, process.pid, note.what, note.inside, note.time))
     return process
 
 
