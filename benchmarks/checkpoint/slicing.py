@@ -1,4 +1,4 @@
-"""Speed and memory of slice_ckpt: python benchmarks/checkpoint_speed.py
+"""Speed and memory of slice_ckpt: python -m benchmarks.checkpoint.slicing
 
 A bf16 checkpoint of random bits is cut for 8 ranks (tp4·pp2) and put together again. Every command runs in a fresh
 process, in turn with `cp` of the same bytes; what the previous one wrote is flushed and removed before. The peer is

@@ -1,4 +1,4 @@
-"""Seconds and peak memory of tools/make_strategy.py: python benchmarks/strategy_files.py
+"""Seconds and peak memory of tools/make_strategy.py: python -m benchmarks.checkpoint.strategy_files
 
 The actors of Qwen2.5-7B on 8 ranks and of Qwen2.5-72B on 1024. Each runs in a process of its own.
 """

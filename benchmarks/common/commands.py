@@ -32,8 +32,9 @@ class Commands:
         Raises:
             UserError: it failed or took too long; ends with the last lines of its output.
         """
+        name = words[2] if words[1] == "-m" else words[1]
         if self._ended:
-            raise UserError(f"{words[1]}: not started, the benchmark is ending")
+            raise UserError(f"{name}: not started, the benchmark is ending")
         began = time.perf_counter()
         with log.open("a", encoding="utf-8") as stream:
             process = subprocess.Popen(
@@ -49,7 +50,7 @@ class Commands:
             try:
                 code = process.wait(self._limit)
             except subprocess.TimeoutExpired:
-                raise UserError(f"{words[1]}: no end after {self._limit} seconds; see {log}") from None
+                raise UserError(f"{name}: no end after {self._limit} seconds; see {log}") from None
             finally:
                 self._running.discard(process.pid)
                 if process.poll() is None:
@@ -57,7 +58,7 @@ class Commands:
                     process.wait()
         if code:
             last = " | ".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LINES:])
-            raise UserError(f"{words[1]} ended with exit code {code}; see {log}: {last}")
+            raise UserError(f"{name} ended with exit code {code}; see {log}: {last}")
         return time.perf_counter() - began
 
     def end(self) -> None:

@@ -25,7 +25,7 @@ Ranks = list[dict[str, Any]]  # what each rank of a job found
 
 def round_parser(name: str, purpose: str, warm_up: str) -> argparse.ArgumentParser:
     """Flags of benchmarks/<name>.py; `warm_up` says how many iterations of a process do not count."""
-    parser = argparse.ArgumentParser(prog=f"{name}.py", description=purpose, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog=f"benchmarks.processes.{name}", description=purpose, allow_abbrev=False)
     parser.add_argument("--rounds", type=int, default=5, help="of fresh processes (default 5)")
     parser.add_argument("--iterations", type=int, default=3, help=f"of a process, after {warm_up} that do not count")
     parser.add_argument("--tiny", action="store_true", help="a model of no size, to try the benchmark itself")
@@ -77,8 +77,8 @@ def run_rounds(
     print(table(results))
 
 
-def run_ranks(script: str, job: Mapping[str, Any], workers: int, folder: Path) -> Ranks:
-    """Run a script of this folder in fresh processes under msrun; each writes what it found into <output>/<rank>.json.
+def run_ranks(worker: str, job: Mapping[str, Any], workers: int, folder: Path) -> Ranks:
+    """Run a worker of benchmarks/processes in fresh processes under msrun; each writes into <output>/<rank>.json.
 
     The script gets a JSON file with `job`, wait_limit and output. Every rank has one thread.
 
@@ -89,10 +89,12 @@ def run_ranks(script: str, job: Mapping[str, Any], workers: int, folder: Path) -
     folder.mkdir(parents=True)
     given = folder / "job.json"
     given.write_text(json.dumps(dict(job) | {"output": str(folder), "wait_limit": LIMIT}), encoding="utf-8")
-    done = run_workers(ROOT / "benchmarks" / script, [str(given)], workers, folder / "msrun", LIMIT)
+    done = run_workers(
+        ROOT / "benchmarks" / "processes" / f"{worker}.py", [str(given)], workers, folder / "msrun", LIMIT
+    )
     if done.returncode:
         last = " | ".join(done.output.splitlines()[-_LINES:])
-        raise UserError(f"{script} on {workers} processes ended with {done.returncode}; see {folder}: {last}")
+        raise UserError(f"{worker} on {workers} processes ended with {done.returncode}; see {folder}: {last}")
     return [json.loads((folder / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(workers)]
 
 

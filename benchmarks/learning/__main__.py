@@ -1,4 +1,4 @@
-"""What each preset of the GRPO family learns on the quickstart's task, and TRL beside it: python benchmarks/learning.py
+"""What each preset of the GRPO family learns on the quickstart's task, and TRL beside it: python -m benchmarks.learning
 
 For each seed the quickstart's data and SFT model are made once. From that same start every preset of
 r1parallel/config/presets.py trains in one process with model_configs/tiny/grpo.yaml, and so does TRL's GRPOTrainer in
@@ -30,7 +30,9 @@ GAIN = 0.2  # what a run has to add to the SFT model's accuracy
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="learning.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.learning", description=__doc__.splitlines()[0], allow_abbrev=False
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--algorithms", nargs="*", default=list(OURS), choices=OURS, metavar="PRESET")
     parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=PEERS, metavar="PEER", help=", ".join(PEERS))

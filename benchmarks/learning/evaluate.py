@@ -1,7 +1,7 @@
 """Held-out accuracy of several checkpoints of one model: what tools/evaluate.py does, with one graph for all of them.
 
-python benchmarks/learning_eval.py JOB.json, which holds: model_config, tokenizer_dir, test (JSON lines), max_tokens,
-checkpoints (name → a model's folder, or a step_<n> of a run), output (JSON: name → accuracy).
+python -m benchmarks.learning.evaluate JOB.json, which holds: model_config, tokenizer_dir, test (JSON lines),
+max_tokens, checkpoints (name → a model's folder, or a step_<n> of a run), output (JSON: name → accuracy).
 """
 
 import json

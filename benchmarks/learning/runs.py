@@ -1,4 +1,4 @@
-"""The runs of benchmarks/learning.py: the start of a seed, a preset from there, and TRL from there."""
+"""The runs of benchmarks.learning: the start of a seed, a preset from there, and TRL from there."""
 
 import json
 import runpy
@@ -145,8 +145,8 @@ def train_peer(bench: Bench, seed: int, name: str, folder: Path) -> dict[str, An
         "versions": folder / "versions.json",
     }
     write(folder / "job.json", json.dumps(job, default=str))
-    script = ROOT / "benchmarks" / "learning_trl.py"
-    seconds = bench.commands.run(folder / "log.txt", bench.peer_python, script, folder / "job.json", cwd=folder)
+    words = ("-m", "benchmarks.learning.trl_peer", folder / "job.json")
+    seconds = bench.commands.run(folder / "log.txt", bench.peer_python, *words, cwd=folder)
     accuracies = evaluate(bench, seed, folder, {step: saved / f"checkpoint-{step}" for step in bench.evaluated})
     shutil.rmtree(saved)
     versions = json.loads((folder / "versions.json").read_text(encoding="utf-8"))
@@ -220,8 +220,8 @@ def evaluate(bench: Bench, seed: int, folder: Path, checkpoints: dict[int, Path]
         "output": folder / "accuracies.json",
     }
     write(folder / "evaluation.json", json.dumps(job, default=str))
-    script = ROOT / "benchmarks" / "learning_eval.py"
-    bench.commands.run(folder / "log.txt", sys.executable, script, folder / "evaluation.json", cwd=folder)
+    words = ("-m", "benchmarks.learning.evaluate", folder / "evaluation.json")
+    bench.commands.run(folder / "log.txt", sys.executable, *words, cwd=folder)
     return json.loads((folder / "accuracies.json").read_text(encoding="utf-8"))
 
 

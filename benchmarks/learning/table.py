@@ -1,4 +1,4 @@
-"""The numbers of benchmarks/learning.py as Markdown."""
+"""The numbers of benchmarks.learning as Markdown."""
 
 from collections.abc import Iterable
 from statistics import mean

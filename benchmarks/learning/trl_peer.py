@@ -1,6 +1,6 @@
-"""The peer of benchmarks/learning.py: TRL's GRPOTrainer on our prompts, in their order, with our rewards.
+"""The peer of benchmarks.learning: TRL's GRPOTrainer on our prompts, in their order, with our rewards.
 
-python benchmarks/learning_trl.py JOB.json, in an environment with TRL, PYTHONPATH the project root. The job holds:
+python -m benchmarks.learning.trl_peer JOB.json, in an environment with TRL, PYTHONPATH the project root. The job holds:
 model and tokenizer_dir (Hugging Face folders), rows (JSON lines: prompt, prompt_ids, solution; in the order of the
 run), config (of GRPOConfig), optimizer (of AdamW), lrs (learning rate of every update), stop_id, versions and metrics
 (JSON to write).

@@ -1,4 +1,4 @@
-"""Memory that CPU operators keep while a graph lives: python benchmarks/cpu_operators.py
+"""Memory that CPU operators keep while a graph lives: python -m benchmarks.memory.cpu_operators
 
 Each operator is chained 20 times over a [4096, 1024] fp32 tensor (16.8 MB) in a process of its own; printed is the
 growth of the peak resident memory for each operator in the chain, less that of a chain which keeps nothing.

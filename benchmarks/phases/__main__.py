@@ -1,4 +1,4 @@
-"""Where the time of a GRPO step goes, and what it could be: python benchmarks/phase_profile.py
+"""Where the time of a GRPO step goes, and what it could be: python -m benchmarks.phases
 
 Rollout, log-probs of the reference and the optimizer step of SmolLM2-135M, 2 prompts × 8 completions as in speed.py,
 packed: each in a fresh process, timed alone and then once under MindSpore's profiler. On the spot our MatMul is
@@ -62,12 +62,12 @@ def main(argv: Sequence[str]) -> None:
             "date": datetime.now(timezone.utc).date().isoformat(),
             "hardware": hardware(args.threads),
             "products": [astuple(product) for product in products],
-            "rates": run(commands, out, "rates", "phase_rates.py", {"products": products, "threads": args.threads}),
+            "rates": run(commands, out, "rates", "rates", {"products": products, "threads": args.threads}),
             "phases": {},
         }
         for phase, job in jobs(model).items():
             counts = {"model": model, "warm_up": args.warm_up, "iterations": args.iterations}
-            results["phases"][phase] = run(commands, out, phase, "phase_worker.py", job | counts)
+            results["phases"][phase] = run(commands, out, phase, "worker", job | counts)
     finally:
         commands.end()
     results["versions"] = results["phases"]["rollout"]["versions"]
@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def parsed(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="phase_profile.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="benchmarks.phases", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--warm_up", type=int, default=2, help="iterations that do not count (default 2)")
     parser.add_argument("--iterations", type=int, default=5, help="that count (default 5)")
     parser.add_argument("--threads", type=int, default=2, help="cores that may be used (default 2)")
@@ -113,14 +113,15 @@ def jobs(model: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def run(commands: Commands, out: Path, name: str, script: str, job: Mapping[str, Any]) -> dict[str, Any]:
+def run(commands: Commands, out: Path, name: str, worker: str, job: Mapping[str, Any]) -> dict[str, Any]:
     """What a fresh process found."""
     print(name, flush=True)
     folder = out / "work" / name
     folder.mkdir(parents=True)
     products = [astuple(product) for product in job.get("products", ())]
     write_job(folder / "job.json", dict(job) | {"products": products, "output": folder / "found.json"})
-    commands.run(folder / "log.txt", sys.executable, ROOT / "benchmarks" / script, folder / "job.json", cwd=folder)
+    words = ("-m", f"benchmarks.phases.{worker}", folder / "job.json")
+    commands.run(folder / "log.txt", sys.executable, *words, cwd=folder)
     return json.loads((folder / "found.json").read_text(encoding="utf-8"))
 
 

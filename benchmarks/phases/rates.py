@@ -1,4 +1,4 @@
-"""What this machine can do: python benchmarks/phase_rates.py JOB.json
+"""What this machine can do: python -m benchmarks.phases.rates JOB.json
 
 The job holds products (lists of form, rows, ins, outs), threads and output (JSON to write: flops a second of each
 product with our MatMul, in that order, and bytes a second that all threads together read from memory).
@@ -16,7 +16,7 @@ from mindspore import Tensor, nn, ops
 
 from benchmarks.common.machine import write
 from benchmarks.phases.floor import ITEM, Product
-from benchmarks.speed.timing import read_job
+from benchmarks.speed.workers.timing import read_job
 from r1parallel.config.schema import ContextConfig
 from r1parallel.parallel.device import setup_device
 

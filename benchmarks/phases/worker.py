@@ -1,7 +1,9 @@
-"""One phase of a GRPO step, timed and then profiled: python benchmarks/phase_worker.py JOB.json
+"""One phase of a GRPO step, timed and then profiled.
 
-The job is as in speed_ours.py; kind may also be reference. Writes seconds of each iteration, of the profiled one, and
-what MindSpore's profiler says of the operators in it: type → number and seconds.
+python -m benchmarks.phases.worker JOB.json
+
+The job is as in speed/workers/ours.py; kind may also be reference. Writes seconds of each iteration, of the profiled
+one, and what MindSpore's profiler says of the operators in it: type → number and seconds.
 """
 
 import json
@@ -16,8 +18,8 @@ from mindspore import Tensor
 
 from benchmarks.common.machine import write
 from benchmarks.phases.operators import profiled
-from benchmarks.speed import ours as speed_ours
-from benchmarks.speed.timing import Work, read_job
+from benchmarks.speed.workers import ours
+from benchmarks.speed.workers.timing import Work, read_job
 from r1parallel.checkpoint.load import open_model
 from r1parallel.config.loading.load import GRPO_SECTIONS, load_config
 from r1parallel.config.model import load_model_config
@@ -32,8 +34,8 @@ from r1parallel.rl.trainer import row_shape
 def reference(job: dict[str, Any]) -> Work:
     """Log-probs of all completions under the reference, a batch of rows after the other."""
     config, model_config = load_config(job["config"], job["flags"], GRPO_SECTIONS), load_model_config(job["model"])
-    experience = speed_ours.given_experience(job, config)
-    shape = row_shape(config, speed_ours.data_set(job))
+    experience = ours.given_experience(job, config)
+    shape = row_shape(config, ours.data_set(job))
     model = Reference(config, model_config, shape, World())
     load_slices(model.model, open_model(job["model"], model_config), model.layout, 0)
     samples = np.arange(len(job["completions"]))
@@ -49,7 +51,7 @@ def reference(job: dict[str, Any]) -> Work:
 def main() -> None:
     job = read_job(sys.argv[1])
     setup_device(ContextConfig())
-    work = {"rollout": speed_ours.rollout, "reference": reference, "training": speed_ours.training}[job["kind"]](job)
+    work = {"rollout": ours.rollout, "reference": reference, "training": ours.training}[job["kind"]](job)
     seconds = []
     for number in range(job["warm_up"] + job["iterations"]):
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""New weights for the generator under another layout: python benchmarks/resharding.py
+"""New weights for the generator under another layout: python -m benchmarks.processes.resharding
 
 A model of 42 million parameters (168 MB in fp32) goes from the actor's layout to the generator's, on 2 and 4 processes
 under msrun. Every round starts fresh processes. There is no peer; bytes are counted in the transport and compared with
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
         for workers, cases in CASES.items():
             print(f"{number}, {workers} processes", flush=True)
             job = {"sizes": sizes, "cases": cases, "warm_up": 1, "iterations": args.iterations}
-            ranks = run_ranks("resharding_worker.py", job, workers, work / str(workers))
+            ranks = run_ranks("resharding_worker", job, workers, work / str(workers))
             found |= {name: [rank[name] for rank in ranks] for name in cases}
         return found
 

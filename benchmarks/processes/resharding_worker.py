@@ -1,4 +1,4 @@
-"""One rank of benchmarks/resharding.py: new weights under other layouts, timed and counted.
+"""One rank of the resharding benchmark: new weights under other layouts, timed and counted.
 
 Started by msrun with a JSON file: sizes (of the model), cases, warm_up, iterations, output (folder). Writes
 <output>/<rank>.json: case → seconds of each iteration, bytes sent and received in one, least that it had to receive.

@@ -1,4 +1,4 @@
-"""A training step on 1, 2, 4 and 8 data parallel processes: python benchmarks/scaling.py
+"""A training step on 1, 2, 4 and 8 data parallel processes: python -m benchmarks.processes.scaling
 
 A model of 12.9 million parameters learns from 16 rows of 128 tokens an update, whatever the number of processes; each
 has one thread on one core. More processes than cores cannot be faster, so the ideal time is that of one process,
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
                 name = f"dp{workers}, split optimizer" if split else f"dp{workers}"
                 print(f"{number}, {name}", flush=True)
                 folder = work / f"{workers}{'_split' if split else ''}"
-                found[name] = run_ranks("scaling_worker.py", job | {"opt_shard": split}, workers, folder)
+                found[name] = run_ranks("scaling_worker", job | {"opt_shard": split}, workers, folder)
         return found
 
     elements = [prod(shape) for shape in ModelConfig(**sizes).parameter_shapes().values()]

@@ -1,4 +1,4 @@
-"""One rank of benchmarks/scaling.py: training steps under data parallelism on one core, timed, their bytes counted.
+"""One rank of the scaling benchmark: training steps under data parallelism on one core, timed, their bytes counted.
 
 Started by msrun with a JSON file: sizes (of the model), rows (of an update), tokens (of a row), opt_shard, warm_up,
 iterations, output (folder). Writes <output>/<rank>.json.

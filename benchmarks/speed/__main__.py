@@ -1,4 +1,4 @@
-"""Ours against transformers and TRL, on SmolLM2-135M in fp32: python benchmarks/speed.py [SUBJECT …]
+"""Ours against transformers and TRL, on SmolLM2-135M in fp32: python -m benchmarks.speed [SUBJECT …]
 
 rollout: completions of 16 prompts, of 2 prompts 8 times each, and of 64 prompts that end where the model ends them.
 training: one optimizer step of GRPO on 16 completions. grpo: whole steps with run_grpo.py and with TRL's GRPOTrainer.
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def parsed(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="speed.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="benchmarks.speed", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=f"{', '.join(SUBJECTS)}; default: all")
     parser.add_argument("--rounds", type=int, default=5, help="of each subject: ours, the peer (default 5)")
     parser.add_argument("--warm_up", type=int, default=2, help="iterations of a process that do not count (default 2)")

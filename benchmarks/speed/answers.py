@@ -1,4 +1,4 @@
-"""Completions whose answers are judged in benchmarks/speed.py: half of GSM8K's kind, half of MATH's; half are wrong."""
+"""Completions whose answers are judged in benchmarks.speed: half of GSM8K's kind, half of MATH's; half are wrong."""
 
 import random
 from pathlib import Path

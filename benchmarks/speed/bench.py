@@ -1,4 +1,4 @@
-"""What all rounds of benchmarks/speed.py share: each process has a folder of its own, which keeps its job and log."""
+"""What all rounds of benchmarks.speed share: each process has a folder of its own, which keeps its job and log."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from r1parallel.config.schema import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 GRPO_YAML = ROOT / "model_configs" / "smollm2_135m" / "grpo.yaml"
-Found = dict[str, Any]  # what a process found, see `speed_timing.write_found`
+Found = dict[str, Any]  # what a process found, see `workers/timing.py`
 Round = dict[str, dict[str, Found]]  # case → "ours" and, where there is one, "peer"
 
 
@@ -42,17 +42,18 @@ class Bench:
         """Holds the folders of the processes."""
         return self.out / "work"
 
-    def ours(self, name: str, job: dict[str, Any], script: str = "speed_ours.py") -> Found:
-        return self.worker(name, "ours", Path(sys.executable), script, job)
+    def ours(self, name: str, job: dict[str, Any], module: str = "ours") -> Found:
+        return self.worker(name, "ours", Path(sys.executable), module, job)
 
-    def peer(self, name: str, job: dict[str, Any], script: str = "speed_peer.py") -> Found:
-        return self.worker(name, "peer", self.peer_python, script, job)
+    def peer(self, name: str, job: dict[str, Any], module: str = "transformers_peer") -> Found:
+        return self.worker(name, "peer", self.peer_python, module, job)
 
-    def worker(self, name: str, side: str, python: Path, script: str, job: dict[str, Any]) -> Found:
+    def worker(self, name: str, side: str, python: Path, module: str, job: dict[str, Any]) -> Found:
         folder = self.fresh(name, side)
         counts = {"warm_up": self.warm_up, "iterations": self.iterations}
         write_job(folder / "job.json", counts | job | {"model": self.model, "output": folder / "found.json"})
-        self.commands.run(folder / "log.txt", python, ROOT / "benchmarks" / script, folder / "job.json", cwd=folder)
+        words = ("-m", f"benchmarks.speed.workers.{module}", folder / "job.json")
+        self.commands.run(folder / "log.txt", python, *words, cwd=folder)
         return self.said(name, side, json.loads((folder / "found.json").read_text(encoding="utf-8")))
 
     def fresh(self, name: str, side: str) -> Path:

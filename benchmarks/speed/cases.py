@@ -1,4 +1,4 @@
-"""Sizes and data of benchmarks/speed.py: the same token ids for both sides."""
+"""Sizes and data of benchmarks.speed: the same token ids for both sides."""
 
 import json
 from collections.abc import Iterator

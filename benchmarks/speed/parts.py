@@ -1,4 +1,4 @@
-"""Parts of a run that take turns in benchmarks/speed.py besides rollout and training: compilation, rewards, data."""
+"""Parts of a run that take turns in benchmarks.speed besides rollout and training: compilation, rewards, data."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ def compilation(bench: Bench) -> Round:
     for layers in LAYERS:
         name = f"compile_{layers}_layers"
         job = once | {"layers": layers, "prompt": PROMPT, "completion": COMPLETION}
-        result[name] = {"ours": bench.ours(name, job, "speed_compile.py")}
+        result[name] = {"ours": bench.ours(name, job, "compile")}
     return result
 
 
@@ -29,8 +29,8 @@ def reward(bench: Bench) -> Round:
     result: Round = {}
     peer: Found | None = None
     for case, name in REWARDS.items():
-        ours = bench.ours(case, job | {"reward": name}, "speed_scores.py")
-        peer = peer or bench.peer("reward", job, "speed_scores_peer.py")
+        ours = bench.ours(case, job | {"reward": name}, "scores")
+        peer = peer or bench.peer("reward", job, "scores_peer")
         check_scores(case, scores_of(ours), scores_of(peer))
         result[case] = {"ours": ours, "peer": peer}
     return result
@@ -56,8 +56,8 @@ def data(bench: Bench) -> Round:
     for case in DATA_CASES:
         job = {"kind": case, "gsm8k": bench.gsm8k}
         result[case] = {
-            "ours": bench.ours(case, job, "speed_data.py"),
-            "peer": bench.peer(case, job, "speed_data_peer.py"),
+            "ours": bench.ours(case, job, "data"),
+            "peer": bench.peer(case, job, "data_peer"),
         }
         check_data(case, *result[case].values())
     return result

@@ -1,4 +1,4 @@
-"""The subjects of benchmarks/speed.py, one round of each: ours and the peer in turn, every one in a fresh process."""
+"""The subjects of benchmarks.speed, one round of each: ours and the peer in turn, every one in a fresh process."""
 
 import shutil
 

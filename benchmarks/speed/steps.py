@@ -1,4 +1,4 @@
-"""Whole GRPO runs of benchmarks/speed.py: run_grpo.py, and TRL on prompts and completions of the same length."""
+"""Whole GRPO runs of benchmarks.speed: run_grpo.py, and TRL on prompts and completions of the same length."""
 
 import json
 import shutil
@@ -22,8 +22,8 @@ def our_run(bench: Bench, name: str, steps: int) -> Found:
     words: list[object] = ["--config", GRPO_YAML, "--dataset_file", problems(bench), "--output_dir", run]
     words += ["--tokenizer_dir", bench.model, "--actor_checkpoint_path", bench.model]
     words += [word for key, value in our_flags(bench, steps).items() for word in (f"--{key}", value)]
-    script = ROOT / "benchmarks" / "speed_run.py"
-    bench.commands.run(log, sys.executable, script, peak, ROOT / "run_grpo.py", *words, cwd=folder)
+    measured = ("-m", "benchmarks.speed.workers.run", peak)
+    bench.commands.run(log, sys.executable, *measured, ROOT / "run_grpo.py", *words, cwd=folder)
     for gigabytes in (run / "checkpoints", run / "model"):
         shutil.rmtree(gigabytes)
     metrics, found = run / "metrics.jsonl", json.loads(peak.read_text(encoding="utf-8"))
@@ -56,7 +56,7 @@ def our_flags(bench: Bench, steps: int) -> dict[str, object]:
     return STEP_FLAGS | {
         "rl_config.max_steps": steps,
         "rl_config.save_ckpt_interval": 0,
-        "reward_config.verifier_function": f"{ROOT / 'benchmarks' / 'speed_reward.py'}:share_of_spaces",
+        "reward_config.verifier_function": f"{ROOT / 'benchmarks' / 'speed' / 'workers' / 'reward.py'}:share_of_spaces",
         "reward_config.verifier_weight": 1.0,
         "rl_config.save_strategy_dir": bench.work / "strategy",
         "rl_config.tensorboard": "false",
@@ -99,7 +99,7 @@ def trl_run(bench: Bench, name: str, steps: int) -> Found:
         "length": COMPLETION,
         "warm_up": warm_up(steps),
     }
-    return bench.peer(name, job, "speed_trl.py")
+    return bench.peer(name, job, "trl_peer")
 
 
 def trl_config(steps: int) -> dict[str, Any]:

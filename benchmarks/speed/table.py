@@ -1,4 +1,4 @@
-"""The numbers of benchmarks/speed.py as Markdown. A case without a peer has dashes in its place."""
+"""The numbers of benchmarks.speed as Markdown. A case without a peer has dashes in its place."""
 
 from collections.abc import Callable, Iterable, Sequence
 from statistics import median

@@ -1,9 +1,6 @@
-import runpy
-from pathlib import Path
-
 import pytest
 
-MODULE = runpy.run_path(str(Path(__file__).resolve().parents[2] / "benchmarks" / "learning_table.py"))
+from benchmarks.learning import table as module
 
 
 @pytest.mark.parametrize(
@@ -15,7 +12,7 @@ MODULE = runpy.run_path(str(Path(__file__).resolve().parents[2] / "benchmarks" /
     ],
 )
 def test_steps_to_a_target(accuracies, expected):
-    assert MODULE["steps_to"](accuracies, 0.8) == expected
+    assert module.steps_to(accuracies, 0.8) == expected
 
 
 def test_the_table():
@@ -27,7 +24,7 @@ def test_the_table():
     starts = [{"seed": 0, "accuracies": {"0": 0.6}}, {"seed": 1, "accuracies": {"0": 0.5}}]
     own = {"a": {"flags": {"section.key": 3}, "reason": "two are too few"}}
     results = {"settings": {"gain": 0.2}, "own": own, "starts": starts, "runs": runs}
-    lines = MODULE["table"](results).splitlines()
+    lines = module.table(results).splitlines()
     assert "a: `section.key: 3`, two are too few." in lines
     assert "| SFT, the start | 55.0% | 60.0, 50.0 | | | |" in lines
     assert "| a | 75.0% | 90.0, 60.0 | 20, – | 200 | 15 |" in lines

@@ -1,50 +1,39 @@
-import runpy
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
 
+from benchmarks.processes import resharding, resharding_worker
 from r1parallel.parallel.moving.reshard import exchanged, reshard_plan
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
-
-@pytest.fixture
-def module(monkeypatch):
-    """name → what a file of benchmarks/ defines; they import each other."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return lambda name: runpy.run_path(str(BENCHMARKS / f"{name}.py"))
-
-
-def test_the_least_by_hand(module):
-    worker, sizes = module("resharding_worker"), module("resharding")["TINY"]
+def test_the_least_by_hand():
+    worker, sizes = resharding_worker, resharding.TINY
     case = {"actor": {"tp": 2}, "opt_shard": False, "generator": {"dp": 2}}
-    source, target = worker["layouts"](case, sizes)
+    source, target = worker.layouts(case, sizes)
     halves = [p for p in source.parameters.values() if p.split_dim is not None]
     half = sum(int(np.prod(p.shape)) for p in halves) // 2
-    assert [worker["least_bytes"](source, target, rank) for rank in (0, 1)] == [4 * half] * 2
-    assert worker["least_bytes"](target, source, 0) == 0  # who has everything needs nothing
-    assert worker["least_bytes"](source, source, 1) == 0
+    assert [worker.least_bytes(source, target, rank) for rank in (0, 1)] == [4 * half] * 2
+    assert worker.least_bytes(target, source, 0) == 0  # who has everything needs nothing
+    assert worker.least_bytes(source, source, 1) == 0
 
 
-def test_our_plan_brings_no_more_than_the_least(module):
+def test_our_plan_brings_no_more_than_the_least():
     """On every rank of every case of the benchmark; and stages bring more than halves do."""
-    worker, benchmark = module("resharding_worker"), module("resharding")
-    for ranks, cases in benchmark["CASES"].items():
+    worker, benchmark = resharding_worker, resharding
+    for ranks, cases in benchmark.CASES.items():
         for case in cases.values():
-            source, target = worker["layouts"](case, benchmark["TINY"])
+            source, target = worker.layouts(case, benchmark.TINY)
             received = [0] * ranks
             for pieces in reshard_plan(source, target, ranks).rounds:
                 for (_, receiver), count in exchanged(pieces).items():
                     received[receiver] += 4 * count
-            assert received == [worker["least_bytes"](source, target, rank) for rank in range(ranks)]
+            assert received == [worker.least_bytes(source, target, rank) for rank in range(ranks)]
     assert sum(received) > 0
 
 
-def test_bytes_are_counted(module):
+def test_bytes_are_counted():
     inner = SimpleNamespace(exchange=lambda counts, outgoing: {2: np.zeros(5, np.float32)})
-    counting = module("resharding_worker")["Counting"](inner)
+    counting = resharding_worker.Counting(inner)
     for _ in range(2):
         arrived = counting.exchange({}, {1: np.zeros(3, np.float32), 2: np.zeros(1, np.float32)})
     assert list(arrived) == [2]
@@ -56,7 +45,7 @@ def rank(seconds: list[float], received: int, least: int) -> dict:
     return {"transport": "T", "seconds": seconds, "verified": verified, "received": received, "least": least}
 
 
-def test_the_table(module):
+def test_the_table():
     fast = [rank([1.0, 2.0, 3.0], 4_000_000, 3_000_000), rank([2.0, 1.0, 1.0], 2_000_000, 2_000_000)]
     slow = [rank([4.0], 4_000_000, 3_000_000), rank([5.0], 2_000_000, 2_000_000)]
     results = {
@@ -67,7 +56,7 @@ def test_the_table(module):
         "iterations": 3,
         "rounds": [{"a → b": fast}, {"a → b": slow}, {"a → b": fast}],
     }
-    lines = module("resharding")["table"](results).splitlines()
+    lines = resharding.table(results).splitlines()
     numbers = ("2", "2.000 (2.000–5.000)", "0.500 (0.500–0.500)", "6.000", "5.000", "4.000", "3.000", "0.00")
     assert lines[2] == f"| a → b | {' | '.join(numbers)} |"
     assert {line.count("|") for line in lines[:3]} == {lines[0].count("|")}

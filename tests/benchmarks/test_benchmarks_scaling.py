@@ -1,25 +1,15 @@
-import runpy
 import socket
-from pathlib import Path
 
 import pytest
 
+from benchmarks.processes import scaling, socket_bytes
 from r1parallel.errors import UserError
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-@pytest.fixture
-def module(monkeypatch):
-    """name → what a file of benchmarks/ defines; they import each other."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return lambda name: runpy.run_path(str(BENCHMARKS / f"{name}.py"))
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
-def test_gradients_over_a_ring(module, ranks):
+def test_gradients_over_a_ring(ranks):
     """Together 2·(n − 1) of all bytes, as evenly as the elements allow."""
-    formula, elements = module("scaling")["gradient_bytes"], [24, 1, 48, 7]
+    formula, elements = scaling.gradient_bytes, [24, 1, 48, 7]
     received = [formula(elements, ranks, rank) for rank in range(ranks)]
     assert sum(received) == 2 * (ranks - 1) * 4 * sum(elements)
     assert [formula([24], ranks, rank) for rank in range(ranks)] == [
@@ -27,9 +17,9 @@ def test_gradients_over_a_ring(module, ranks):
     ] * ranks
 
 
-def test_memory_of_two_ranks(module):
+def test_memory_of_two_ranks():
     """Without a model 100; a state of 16 · 10; what is left of 400 is halved, the state only where it is split."""
-    ideal, alone = module("scaling")["ideal_memory"], {"peak": 400, "empty": 100, "held": 10}
+    ideal, alone = scaling.ideal_memory, {"peak": 400, "empty": 100, "held": 10}
     assert ideal(alone, {"empty": 100, "held": 10}, 2) == 100 + 160 + 70
     assert ideal(alone, {"empty": 110, "held": 5}, 2) == 110 + 80 + 70
     assert ideal(alone, alone, 1) == 400
@@ -47,7 +37,7 @@ def rank(seconds: list[float], processor: float, messages: int) -> dict:
     }
 
 
-def test_the_table(module):
+def test_the_table():
     alone = [rank([4.0, 4.0, 9.0], 4.0, 0)]
     two = [rank([2.0, 1.0, 3.0], 2.5, 4_100_000), rank([1.0, 3.0, 2.0], 2.5, 4_200_000)]
     results = {
@@ -58,7 +48,7 @@ def test_the_table(module):
         "iterations": 3,
         "rounds": [{"dp1": alone, "dp2": two}, {"dp1": alone, "dp2": two}],
     }
-    lines = module("scaling")["table"](results).splitlines()
+    lines = scaling.table(results).splitlines()
     numbers = ("3.000 (3.000–3.000)", "2.000", "5.000 (5.000–5.000)", "1.25 (1.25–1.25)", "400", "258")
     assert lines[3] == f"| dp2 | {' | '.join((*numbers, '4.200', '4.000', '8.400'))} |"
     assert lines[2].startswith(
@@ -69,14 +59,14 @@ def test_the_table(module):
 
 
 @pytest.mark.parametrize("processes", [["2", "4"], ["1", "3"], ["1", "0"]])
-def test_processes_that_do_not_fit(module, processes):
+def test_processes_that_do_not_fit(processes):
     with pytest.raises(UserError, match="it must begin with 1, and each must divide 16 rows"):
-        module("scaling")["parsed"](["--processes", *processes])
+        scaling.parsed(["--processes", *processes])
 
 
-def test_bytes_of_messages_and_of_answers(module):
+def test_bytes_of_messages_and_of_answers():
     """A client sends 1000 bytes, the one that listens answers with 300; both are counted before they are read."""
-    count = module("socket_bytes")["received_bytes"]
+    count = socket_bytes.received_bytes
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
         accepted, _ = server.accept()
         with accepted:

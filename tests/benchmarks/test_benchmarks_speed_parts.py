@@ -1,34 +1,26 @@
 import json
-import runpy
-from pathlib import Path
 
 import pytest
 
+from benchmarks.speed import answers as speed_answers
+from benchmarks.speed import parts as speed_parts
 from r1parallel.errors import UserError
 from r1parallel.rewards.functions.accuracy import accuracy_reward, math_verify_reward
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 PROBLEM = {"question": "How many?", "answer": "Half of 2,000.\n#### 1,000"}
 
 
 @pytest.fixture
-def module(monkeypatch):
-    """name → what a file of benchmarks/ defines; they import each other."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return lambda name: runpy.run_path(str(BENCHMARKS / f"{name}.py"))
-
-
-@pytest.fixture
-def batches(module, tmp_path):
+def batches(tmp_path):
     source = tmp_path / "train.jsonl"
     source.write_text(json.dumps(PROBLEM) + "\n")
-    return module("speed_answers")["answer_batches"](source, 2)
+    return speed_answers.answer_batches(source, 2)
 
 
-def test_batches_differ_and_are_the_same_again(module, tmp_path, batches):
+def test_batches_differ_and_are_the_same_again(tmp_path, batches):
     assert {len(column) for batch in batches for column in batch.values()} == {256}
     assert batches[0]["completions"][128:] != batches[1]["completions"][128:]
-    assert batches == module("speed_answers")["answer_batches"](tmp_path / "train.jsonl", 2)
+    assert batches == speed_answers.answer_batches(tmp_path / "train.jsonl", 2)
 
 
 def test_about_half_of_the_answers_are_right(batches):
@@ -46,13 +38,13 @@ def one(*iterations: dict) -> dict:
     return {"warm_up": list(iterations[:1]), "iterations": list(iterations[1:])}
 
 
-def test_scores_must_agree(module):
-    parts = module("speed_parts")
-    found = parts["scores_of"](one({"scores": [1.0, None]}, {"scores": [0.0]}))
+def test_scores_must_agree():
+    parts = speed_parts
+    found = parts.scores_of(one({"scores": [1.0, None]}, {"scores": [0.0]}))
     assert found == [[1.0, None], [0.0]]
-    parts["check_scores"]("reward", found, [[1.0, None], [0.0]])
+    parts.check_scores("reward", found, [[1.0, None], [0.0]])
     with pytest.raises(UserError, match="reward: ours and the peer judge differently"):
-        parts["check_scores"]("reward", found, [[1.0, 0.0], [0.0]])
+        parts.check_scores("reward", found, [[1.0, 0.0], [0.0]])
 
 
 @pytest.mark.parametrize(
@@ -64,8 +56,8 @@ def test_scores_must_agree(module):
         (one({"examples": 3}), False),
     ],
 )
-def test_data_must_agree(module, peer, same):
-    check, ours = module("speed_parts")["check_data"], one({"examples": 3, "ids": 9}, {"examples": 3, "ids": 9})
+def test_data_must_agree(peer, same):
+    check, ours = speed_parts.check_data, one({"examples": 3, "ids": 9}, {"examples": 3, "ids": 9})
     if same:
         check("data_read", ours, peer)
         return

@@ -1,18 +1,9 @@
-import runpy
-from pathlib import Path
-
 import pytest
 
+from benchmarks.speed import __main__ as speed
+from benchmarks.speed import rounds as speed_rounds
+from benchmarks.speed import steps as speed_steps
 from r1parallel.errors import UserError
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-@pytest.fixture
-def module(monkeypatch):
-    """name → what a file of benchmarks/ defines; they import each other."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return lambda name: runpy.run_path(str(BENCHMARKS / f"{name}.py"))
 
 
 def found(loss: float, norm: float, warm_up: bool = True) -> dict:
@@ -32,8 +23,8 @@ def found(loss: float, norm: float, warm_up: bool = True) -> dict:
     ],
 )
 @pytest.mark.parametrize("warm_up", [True, False])
-def test_both_must_compute_the_same_first_update(module, peer, same, warm_up):
-    check = module("speed_rounds")["check_agreement"]
+def test_both_must_compute_the_same_first_update(peer, same, warm_up):
+    check = speed_rounds.check_agreement
     if same:
         check("training", found(-0.5, 4.0), found(*peer, warm_up))
         return
@@ -46,20 +37,20 @@ def line(seconds: float, shortest: int) -> dict:
 
 
 @pytest.mark.parametrize(("steps", "warm_up"), [(1, 0), (2, 0), (3, 2), (6, 2)])
-def test_steps_to_warm_up(module, steps, warm_up):
-    steps_module = module("speed_steps")
-    length = steps_module["COMPLETION"]
-    parts = steps_module["our_iterations"]("grpo", [line(float(n), length) for n in range(steps)])
+def test_steps_to_warm_up(steps, warm_up):
+    steps_module = speed_steps
+    length = steps_module.COMPLETION
+    parts = steps_module.our_iterations("grpo", [line(float(n), length) for n in range(steps)])
     assert [one["seconds"] for one in parts["warm_up"]] == list(range(warm_up))
     assert [one["seconds"] for one in parts["iterations"]] == list(range(warm_up, steps))
     assert parts["iterations"][0]["phases"] == {"step": warm_up, "update": warm_up / 2}
 
 
-def test_short_completions_are_refused(module):
-    steps_module = module("speed_steps")
-    lines = [line(1.0, steps_module["COMPLETION"]), line(1.0, steps_module["COMPLETION"] - 1)]
+def test_short_completions_are_refused():
+    steps_module = speed_steps
+    lines = [line(1.0, steps_module.COMPLETION), line(1.0, steps_module.COMPLETION - 1)]
     with pytest.raises(UserError, match="not every completion"):
-        steps_module["our_iterations"]("grpo", lines)
+        steps_module.our_iterations("grpo", lines)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +63,7 @@ def test_short_completions_are_refused(module):
         (["--gsm8k", __file__, "--threads", "100000"], "--threads is 100000, but"),
     ],
 )
-def test_mistakes_are_named_before_anything_starts(module, tmp_path, flags, message):
+def test_mistakes_are_named_before_anything_starts(tmp_path, flags, message):
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(UserError, match=message):
-        module("speed")["main"](["--model", str(tmp_path), *flags])
+        speed.main(["--model", str(tmp_path), *flags])

@@ -1,9 +1,6 @@
-import runpy
-from pathlib import Path
-
 import pytest
 
-MODULE = runpy.run_path(str(Path(__file__).resolve().parents[2] / "benchmarks" / "speed_table.py"))
+from benchmarks.speed import table as module
 
 
 def found(*iterations: dict, first: float | None = 3.0, peak: float = 1e9, **versions: str) -> dict:
@@ -31,7 +28,7 @@ def table(*rounds: dict) -> list[str]:
         "settings": {"threads": 2, "rounds": len(rounds)},
         "rounds": list(rounds),
     }
-    return MODULE["table"](results).splitlines()
+    return module.table(results).splitlines()
 
 
 @pytest.mark.parametrize(
@@ -44,7 +41,7 @@ def table(*rounds: dict) -> list[str]:
     ],
 )
 def test_how_many_times_as_fast(ours, peer, expected):
-    assert MODULE["ratio"]({"ours": found(*ours), "peer": found(*peer)}) == pytest.approx(expected)
+    assert module.ratio({"ours": found(*ours), "peer": found(*peer)}) == pytest.approx(expected)
 
 
 def test_ratios_are_taken_within_each_round():

@@ -1,6 +1,6 @@
-"""Compilation of the training graphs, timed: python benchmarks/speed_compile.py JOB.json
+"""Compilation of the training graphs, timed: python -m benchmarks.speed.workers.compile JOB.json
 
-The job is as in speed_ours.py for a training step, with layers (instead of the model's own number of them), prompt and
+The job is as in ours.py for a training step, with layers (instead of the model's own number of them), prompt and
 completion (slots of a row). No weights are read and no graph is launched; compiled graphs are not kept.
 """
 
@@ -10,7 +10,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.speed.timing import read_job, timed
+from benchmarks.speed.workers.timing import read_job, timed
 from r1parallel.config.loading.load import GRPO_SECTIONS, load_config
 from r1parallel.config.model import load_model_config
 from r1parallel.config.schema import ContextConfig

@@ -1,4 +1,4 @@
-"""GSM8K as MindRecord, written or read, timed: python benchmarks/speed_data.py JOB.json
+"""GSM8K as MindRecord, written or read, timed: python -m benchmarks.speed.workers.data JOB.json
 
 The job holds kind (data_prepare or data_read), model (folder of the tokenizer), gsm8k, warm_up, iterations and output
 (JSON to write). Reading gives padded arrays of the whole data set, as training takes them. Files go to this folder.
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed.timing import Work, read_job, timed
+from benchmarks.speed.workers.timing import Work, read_job, timed
 from r1parallel.data.mindrecord import read_mindrecord
 from r1parallel.data.preprocess import preprocess
 

@@ -1,6 +1,6 @@
-"""GSM8K as a data set of Hugging Face's, written or read, timed: python benchmarks/speed_data_peer.py JOB.json
+"""GSM8K as a data set of Hugging Face's, written or read, timed: python -m benchmarks.speed.workers.data_peer JOB.json
 
-The job is as in speed_data.py. Rows are encoded a thousand at a time, by a fast tokenizer on all cores, and kept in
+The job is as in data.py. Rows are encoded a thousand at a time, by a fast tokenizer on all cores, and kept in
 Arrow files of this folder; reading gives lists of ids, 64 rows at a time.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 from datasets import Dataset, load_dataset
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks.speed.timing import Work, read_job, timed
+from benchmarks.speed.workers.timing import Work, read_job, timed
 
 BATCH = 64
 

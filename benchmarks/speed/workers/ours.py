@@ -1,7 +1,7 @@
-"""Our rollout and our optimizer step, timed: python benchmarks/speed_ours.py JOB.json
+"""Our rollout and our optimizer step, timed: python -m benchmarks.speed.workers.ours JOB.json
 
 The job holds kind (rollout or training), model (Hugging Face folder), warm_up, iterations, output (JSON to write), and
-what `speed_cases` gives; of a training step also config (YAML) and flags (its keys that are set otherwise).
+what `speed/cases.py` gives; of a training step also config (YAML) and flags (its keys that are set otherwise).
 """
 
 import sys
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.speed.timing import Work, counted, read_job, timed
+from benchmarks.speed.workers.timing import Work, counted, read_job, timed
 from r1parallel.checkpoint.load import open_model, read_model
 from r1parallel.config.loading.load import GRPO_SECTIONS, load_config
 from r1parallel.config.model import load_model_config

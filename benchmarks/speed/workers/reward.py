@@ -1,4 +1,4 @@
-"""The reward of benchmarks/speed.py: it differs from one completion to the next, so that every update moves the model.
+"""The reward of benchmarks.speed: it differs from one completion to the next, so that every update moves the model.
 
 Whole groups without a right answer, as this model draws them, have gradients of zeros only.
 """

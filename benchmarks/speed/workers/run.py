@@ -1,4 +1,4 @@
-"""A command line of ours, and what it took: python benchmarks/speed_run.py FOUND.json run_grpo.py ARGUMENT …
+"""A command line of ours, and what it took: python -m benchmarks.speed.workers.run FOUND.json run_grpo.py ARGUMENT …
 
 Runs the script as `python run_grpo.py ARGUMENT …` does. Where it ends well, FOUND.json holds the time at which this
 process was started (seconds since the epoch), its peak resident memory (bytes) and MindSpore's version.
@@ -11,7 +11,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.speed.timing import seconds_since_start
+from benchmarks.speed.workers.timing import seconds_since_start
 from r1parallel.monitor.memory import peak_resident_bytes
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One of our rewards, timed: python benchmarks/speed_scores.py JOB.json
+"""One of our rewards, timed: python -m benchmarks.speed.workers.scores JOB.json
 
 The job holds batches (of completions and solution), reward (its name), warm_up, iterations and output (JSON to write).
 The pool starts in the first iteration and stays; its processes' memory is not in what is written.
@@ -7,7 +7,7 @@ The pool starts in the first iteration and stays; its processes' memory is not i
 import sys
 from typing import Any
 
-from benchmarks.speed.timing import read_job, timed
+from benchmarks.speed.workers.timing import read_job, timed
 from r1parallel.config.schema import RewardConfig
 from r1parallel.rewards import score
 

@@ -1,6 +1,6 @@
-"""TRL's accuracy_reward, timed: python benchmarks/speed_scores_peer.py JOB.json
+"""TRL's accuracy_reward, timed: python -m benchmarks.speed.workers.scores_peer JOB.json
 
-The job is as in speed_scores.py, without reward.
+The job is as in scores.py, without reward.
 """
 
 import sys
@@ -8,7 +8,7 @@ from typing import Any
 
 from trl.rewards import accuracy_reward
 
-from benchmarks.speed.timing import read_job, timed
+from benchmarks.speed.workers.timing import read_job, timed
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What the workers of benchmarks/speed.py share: a job in, timed iterations and peak memory out. Needs no package."""
+"""What the workers of benchmarks.speed share: a job in, timed iterations and peak memory out. Needs no package."""
 
 import json
 import os

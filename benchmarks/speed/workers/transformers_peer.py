@@ -1,6 +1,8 @@
-"""The same rollout and optimizer step with transformers, as TRL does them: python benchmarks/speed_peer.py JOB.json
+"""The same rollout and optimizer step with transformers, as TRL does them.
 
-The job is as in speed_ours.py, with adamw (of torch.optim.AdamW) and max_grad_norm instead of config and flags.
+python -m benchmarks.speed.workers.transformers_peer JOB.json
+
+The job is as in ours.py, with adamw (of torch.optim.AdamW) and max_grad_norm instead of config and flags.
 """
 
 import sys
@@ -10,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from trl.trainer.utils import selective_log_softmax
 
-from benchmarks.speed.timing import Work, counted, read_job, timed
+from benchmarks.speed.workers.timing import Work, counted, read_job, timed
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Whole GRPO steps with TRL, timed: python benchmarks/speed_trl.py JOB.json
+"""Whole GRPO steps with TRL, timed: python -m benchmarks.speed.workers.trl_peer JOB.json
 
 In an environment with TRL, PYTHONPATH the project root. The job holds model (Hugging Face folder with tokenizer),
 prompts, config (of GRPOConfig), stop_token (ends a completion), length (that every completion must have), warm_up and
@@ -14,8 +14,8 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from benchmarks.speed.reward import share_of_spaces
-from benchmarks.speed.timing import read_job, seconds_since_start, write_found
+from benchmarks.speed.workers.reward import share_of_spaces
+from benchmarks.speed.workers.timing import read_job, seconds_since_start, write_found
 
 
 class StepClock(TrainerCallback):
