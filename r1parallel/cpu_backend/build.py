@@ -58,7 +58,7 @@ COLLECTIVES = Kernels(
 )
 FUSED = Kernels(
     "fused",
-    _sources("fused.cc", ".", "blocks", "common"),
+    _sources("fused.cc", ".", "blocks", "common", "optimizer"),
     ("-O3", "-march=native", "-fno-math-errno"),  # a root that might set errno is not made of vectors
     f"{_NO_COMPILER}models are made of plain operators, which take longer and several times the memory.",
 )

@@ -1,11 +1,10 @@
-// The gradient of a whole block; block.h has what it goes back through.
-#ifndef R1PARALLEL_CPU_BACKEND_BLOCK_GRADIENT_H_
-#define R1PARALLEL_CPU_BACKEND_BLOCK_GRADIENT_H_
+// The gradient of a whole block; block_forward.h has what it goes back through.
+#ifndef R1PARALLEL_CPU_BACKEND_BLOCKS_BLOCK_BACKWARD_H_
+#define R1PARALLEL_CPU_BACKEND_BLOCKS_BLOCK_BACKWARD_H_
 
 #include <algorithm>
-#include <cstring>
 
-#include "blocks/block.h"
+#include "blocks/block_forward.h"
 
 namespace mindspore {
 namespace kernel {
@@ -16,9 +15,9 @@ class BlockBackward : public RowsBlock {
   int Resize(const Tensors &inputs, const Tensors &outputs) override {
     const int result = Fused::Resize(inputs, outputs);
     if (result == KRET_OK) {
-      MeasureRows(inputs[kX], inputs[kCos], inputs, kFirstWeight);
+      SetRowSizes(inputs[kX], inputs[kCos], inputs, kFirstWeight);
       RequireKept(inputs[kKept]);
-      const size_t a_token = 3 * hidden_ + std::max(3 * inner_, 2 * (hidden_ + line_) + line_) + 1;
+      const size_t a_token = 3 * hidden_ + std::max(3 * inner_, 2 * (hidden_ + kv_width_) + kv_width_) + 1;
       SetWorkspaceSizeList({tokens_ * a_token * sizeof(float)});
     }
     return result;
@@ -26,7 +25,7 @@ class BlockBackward : public RowsBlock {
 
   bool Launch(const Tensors &inputs, const Tensors &workspace, const Tensors &outputs) override {
     const Kept kept = Parts(Numbers(inputs[kKept]));
-    Pieces scratch(Numbers(workspace[0]));
+    Buffers scratch(Numbers(workspace[0]));
     float *inverse = scratch.Next(tokens_), *normed = scratch.Next(tokens_ * hidden_);
     const Scratch of{{inverse, normed}, scratch.Next(tokens_ * hidden_), scratch.Next(tokens_ * hidden_), scratch.Next(0)};
     OfFeedForward(inputs, outputs, kept, of);
@@ -47,13 +46,13 @@ class BlockBackward : public RowsBlock {
 
   // Gradient of a weight [out, in], from the gradient of its outputs and its inputs.
   void OfWeight(const Tensors &inputs, const Tensors &outputs, Weight i, const float *slope, const float *x) const {
-    const Matrix weight = Stored(inputs, i);
-    Product(*this, Tokens(slope, weight.rows).Turned(), Tokens(x, weight.columns), Gradient(outputs, i));
+    const Matrix weight = WeightMatrix(inputs, i);
+    Product(*this, Tokens(slope, weight.rows).Transposed(), Tokens(x, weight.columns), Gradient(outputs, i));
   }
 
   // Gradient of the weight's inputs.
   void OfInputs(const Tensors &inputs, Weight i, const float *slope, float *to, bool add = false) const {
-    const Matrix weight = Stored(inputs, i);
+    const Matrix weight = WeightMatrix(inputs, i);
     Product(*this, Tokens(slope, weight.rows), weight, to, add);
   }
 
@@ -63,7 +62,7 @@ class BlockBackward : public RowsBlock {
     ShareOut(width, kLeastColumns, [&](size_t begin, size_t end) {
       std::fill(to + begin, to + end, 0.0f);
       for (size_t token = 0; token < tokens_; ++token) {
-        AddUp(begin, end, slope + token * width, to);
+        ::r1parallel::AddUp(begin, end, slope + token * width, to);
       }
     });
   }
@@ -73,8 +72,8 @@ class BlockBackward : public RowsBlock {
               const Scratch &of, float *to) const {
     constexpr size_t kLeastColumns = 64;
     ForTokens([&](size_t begin, size_t end) {
-      ::r1parallel::NormBackward(begin, end, hidden_, of.slope, x, of.normed.inverse, Numbers(Of(inputs, i)), to);
-      AddUp(begin * hidden_, end * hidden_, past, to);
+      ::r1parallel::NormBackward(begin, end, hidden_, of.slope, x, of.normed.inverse, WeightData(inputs, i), to);
+      ::r1parallel::AddUp(begin * hidden_, end * hidden_, past, to);
     });
     ShareOut(hidden_, kLeastColumns, [&](size_t begin, size_t end) {
       ::r1parallel::NormWeightGradient(begin, end, tokens_, hidden_, of.slope, x, of.normed.inverse, Gradient(outputs, i));
@@ -83,14 +82,12 @@ class BlockBackward : public RowsBlock {
 
   void OfFeedForward(const Tensors &inputs, const Tensors &outputs, const Kept &kept, const Scratch &of) const {
     const float *y = Numbers(inputs[kY]);
-    Pieces scratch(of.rest);
+    Buffers scratch(of.rest);
     float *gated = scratch.Next(tokens_ * inner_), *gate = scratch.Next(tokens_ * inner_);
     float *up = scratch.Next(tokens_ * inner_);
     OfInputs(inputs, kDown, y, up);
     ForTokens([&](size_t begin, size_t end) {
-      for (size_t i = begin * inner_; i < end * inner_; i += ::r1parallel::kLane) {
-        Gate(std::min(::r1parallel::kLane, end * inner_ - i), kept.gate + i, kept.up + i, gated + i, gate + i, up + i);
-      }
+      ::r1parallel::GateBackward(begin * inner_, end * inner_, kept.gate, kept.up, gated, gate, up);
     });
     OfWeight(inputs, outputs, kDown, y, gated);
     Norm(inputs, kFfnNorm, kept.middle, of.normed);
@@ -101,39 +98,19 @@ class BlockBackward : public RowsBlock {
     OfNorm(inputs, outputs, kFfnNorm, kept.middle, y, of, of.middle);
   }
 
-  // Of at most a vector of numbers: silu(gate)·up again; its gradient, which stands in `up_slope`, becomes those of both.
-  static void Gate(size_t count, const float *gate, const float *up, float *gated, float *gate_slope, float *up_slope) {
-    const Vector x = Some(gate, count), other = Some(up, count), slope = Some(up_slope, count);
-    const Vector s = ::r1parallel::Sigmoid(x);
-    Put(x * s * other, count, gated);
-    Put(slope * other * s * (1.0f + x * (1.0f - s)), count, gate_slope);
-    Put(slope * x * s, count, up_slope);
-  }
-
-  static Vector Some(const float *from, size_t count) {
-    if (count == ::r1parallel::kLane) {
-      return ::r1parallel::Load(from);
-    }
-    Vector some{};
-    std::memcpy(&some, from, count * sizeof(float));
-    return some;
-  }
-
-  static void Put(const Vector &x, size_t count, float *to) { std::memcpy(to, &x, count * sizeof(float)); }
-
   void OfAttention(const Tensors &inputs, const Tensors &outputs, const Kept &kept, const Scratch &of) const {
-    Pieces scratch(of.rest);
-    float *query = scratch.Next(tokens_ * hidden_), *key = scratch.Next(tokens_ * line_);
-    float *value = scratch.Next(tokens_ * line_);
-    float *turned_query = scratch.Next(tokens_ * hidden_), *turned_key = scratch.Next(tokens_ * line_);
+    Buffers scratch(of.rest);
+    float *query = scratch.Next(tokens_ * hidden_), *key = scratch.Next(tokens_ * kv_width_);
+    float *value = scratch.Next(tokens_ * kv_width_);
+    float *turned_query = scratch.Next(tokens_ * hidden_), *turned_key = scratch.Next(tokens_ * kv_width_);
     OfWeight(inputs, outputs, kWo, of.middle, kept.attended);
     OfInputs(inputs, kWo, of.middle, of.slope);
     const Grid grid = MakeGrid();
-    AttendBackward(grid, MakeMasks(inputs[kMask], grid),
+    AttendBackward(*this, grid, MakeMasks(*this, inputs[kMask], grid),
                    {kept.query, kept.key, kept.value, kept.max, kept.sum, kept.attended},
                    {of.slope, turned_query, turned_key, value});
-    Turn(hidden_, true, turned_query, inputs[kCos], inputs[kSin], query);
-    Turn(line_, true, turned_key, inputs[kCos], inputs[kSin], key);
+    RotateTokens(hidden_, true, turned_query, inputs[kCos], inputs[kSin], query);
+    RotateTokens(kv_width_, true, turned_key, inputs[kCos], inputs[kSin], key);
     Norm(inputs, kAttentionNorm, Numbers(inputs[kX]), of.normed);
     OfProjection(inputs, outputs, kWq, kBq, query, of, false);
     OfProjection(inputs, outputs, kWk, kBk, key, of, true);
@@ -144,11 +121,11 @@ class BlockBackward : public RowsBlock {
   void OfProjection(const Tensors &inputs, const Tensors &outputs, Weight weight, Weight bias, const float *slope,
                     const Scratch &of, bool add) const {
     OfWeight(inputs, outputs, weight, slope, of.normed.x);
-    OfBias(outputs, bias, slope, Size(Of(inputs, weight), 0));
+    OfBias(outputs, bias, slope, Size(WeightOf(inputs, weight), 0));
     OfInputs(inputs, weight, slope, of.slope, add);
   }
 };
 }  // namespace r1parallel
 }  // namespace kernel
 }  // namespace mindspore
-#endif  // R1PARALLEL_CPU_BACKEND_BLOCK_GRADIENT_H_
+#endif  // R1PARALLEL_CPU_BACKEND_BLOCKS_BLOCK_BACKWARD_H_

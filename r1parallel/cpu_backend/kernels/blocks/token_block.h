@@ -1,57 +1,37 @@
 // A whole block of the model for one token of every row of a cache: what `Block` computes with `TokenAttention`, in one
 // operator. A launch of the model is then as many operators as it has blocks, and time goes into reading the weights.
-#ifndef R1PARALLEL_CPU_BACKEND_TOKEN_BLOCK_H_
-#define R1PARALLEL_CPU_BACKEND_TOKEN_BLOCK_H_
+#ifndef R1PARALLEL_CPU_BACKEND_BLOCKS_TOKEN_BLOCK_H_
+#define R1PARALLEL_CPU_BACKEND_BLOCKS_TOKEN_BLOCK_H_
 
 #include <algorithm>
 #include <initializer_list>
-#include <string>
 #include <vector>
 
-#include "attention.h"
+#include "blocks/block.h"
 #include "common/elementwise.h"
-#include "common/fused.h"
 #include "common/products.h"
 #include "common/scratch.h"
 
 namespace mindspore {
 namespace kernel {
 namespace r1parallel {
-// Letters: B rows, H hidden, N query heads, M key heads, D head size, Y = M·D, I inner size, K slots of a row.
-// See `models/cached_block.py`; weights are [out, in]. The caches are written in place.
-class TokenBlock : public Fused {
+// Letters as in block.h. x [B, H], slots [B, 2] as `TokenRows` lays them out, cos, sin [B, 1, 1, D], weights, caches
+// → y [B, H]. The caches are written in place.
+class TokenBlock : public CachedBlock {
  public:
-  // The order of `models/cached_block.py`.
-  enum Input : size_t {
-    kX, kSpots, kCos, kSin,
-    kAttentionNorm, kWq, kBq, kWk, kBk, kWv, kBv, kWo,
-    kFfnNorm, kGate, kUp, kDown,
-    kKeys, kValues, kInputs
-  };
-
-  bool Init(const Tensors &inputs, const Tensors &) override {
-    for (size_t i = 0; i < kInputs; ++i) {
-      Require(inputs[i]->dtype_id() == (i == kSpots ? kNumberTypeInt32 : kNumberTypeFloat32),
-              "computes in float32 only, with places in int32");
-    }
-    eps_ = GetValue<float>(primitive_->GetAttr("eps"));
-    return true;
-  }
-
   int Resize(const Tensors &inputs, const Tensors &outputs) override {
     const int result = Fused::Resize(inputs, outputs);
     if (result != KRET_OK) {
       return result;
     }
-    rows_ = Size(inputs[kX], 0), hidden_ = Size(inputs[kX], 1), inner_ = Size(inputs[kGate], 0);
-    slots_ = Size(inputs[kKeys], 1), key_heads_ = Size(inputs[kKeys], 2), size_ = Size(inputs[kKeys], 3);
-    Require(Size(inputs[kKeys], 0) == rows_, "takes a token of every row of the cache");
-    const size_t line = key_heads_ * size_;
+    SetCachedSizes(inputs);
+    rows_ = Size(inputs[kX], 0);
+    Require(cache_rows_ == rows_, "takes a token of every row of the cache");
     for (auto *buffer : {&query_, &attended_, &middle_}) {
       buffer->resize(rows_ * hidden_);
     }
     for (auto *buffer : {&key_, &value_}) {
-      buffer->resize(rows_ * line);
+      buffer->resize(rows_ * kv_width_);
     }
     for (auto *buffer : {&gate_, &up_}) {
       buffer->resize(rows_ * inner_);
@@ -61,39 +41,41 @@ class TokenBlock : public Fused {
 
   bool Launch(const Tensors &inputs, const Tensors &, const Tensors &outputs) override {
     const float *x = Numbers(inputs[kX]);
-    for (size_t row = 0; row < rows_; ++row) {  // here and not where they are read, for threads may not throw
-      const auto *spot = Spot(inputs, row);
-      Require(Inside(spot[0], rows_) && Inside(spot[1], slots_), "was given a place outside of the cache");
+    for (size_t row = 0; row < rows_; ++row) {
+      const auto *pair = RowAndSlot(inputs, row);
+      Inside(pair[0], rows_), Inside(pair[1], cache_slots_);
     }
-    const size_t line = key_heads_ * size_;
-    Project(Normed{x, Numbers(inputs[kAttentionNorm])}, hidden_,
-            {{Numbers(inputs[kWq]), Numbers(inputs[kBq]), hidden_, query_.data()},
-             {Numbers(inputs[kWk]), Numbers(inputs[kBk]), line, key_.data()},
-             {Numbers(inputs[kWv]), Numbers(inputs[kBv]), line, value_.data()}});
-    ShareOut(rows_ * key_heads_, 1, [&](size_t begin, size_t end) {
+    const auto weight = [&](Weight i) { return WeightData(inputs, i); };
+    Project(Rows{x, weight(kAttentionNorm)}, hidden_,
+            {{weight(kWq), weight(kBq), hidden_, query_.data()},
+             {weight(kWk), weight(kBk), kv_width_, key_.data()},
+             {weight(kWv), weight(kBv), kv_width_, value_.data()}});
+    const size_t key_heads = KeyHeads();
+    ShareOut(rows_ * key_heads, 1, [&](size_t begin, size_t end) {
       for (size_t i = begin; i < end; ++i) {
-        Attend(inputs, i / key_heads_, i % key_heads_);
+        Attend(inputs, i / key_heads, i % key_heads);
       }
     });
-    Project(Normed{attended_.data(), nullptr}, hidden_, {{Numbers(inputs[kWo]), nullptr, hidden_, middle_.data(), x}});
-    Project(Normed{middle_.data(), Numbers(inputs[kFfnNorm])}, hidden_,
-            {{Numbers(inputs[kGate]), nullptr, inner_, gate_.data()}, {Numbers(inputs[kUp]), nullptr, inner_, up_.data()}});
+    Project(Rows{attended_.data(), nullptr}, hidden_, {{weight(kWo), nullptr, hidden_, middle_.data(), x}});
+    Project(Rows{middle_.data(), weight(kFfnNorm)}, hidden_,
+            {{weight(kGate), nullptr, inner_, gate_.data()}, {weight(kUp), nullptr, inner_, up_.data()}});
     ShareOut(rows_ * inner_, kLeastGates, [&](size_t begin, size_t end) {
       ::r1parallel::GateForward(begin, end, gate_.data(), up_.data(), gate_.data());
     });
-    Project(Normed{gate_.data(), nullptr}, inner_,
-            {{Numbers(inputs[kDown]), nullptr, hidden_, Numbers(outputs[0]), middle_.data()}});
+    Project(Rows{gate_.data(), nullptr}, inner_,
+            {{weight(kDown), nullptr, hidden_, Numbers(outputs[0]), middle_.data()}});
     return true;
   }
 
  private:
   static constexpr size_t kLeastOuts = 48, kLeastGates = 4096;
 
-  struct Normed {
-    const float *x, *weight;  // no weight: as it is
+  // [B, …], and the weight of the norm that is applied to them first, or nullptr.
+  struct Rows {
+    const float *x, *norm_weight;
   };
 
-  // One product of those that share their rows: y [B, outs] = x·wᵀ + bias + what is added.
+  // One of the products of the same rows: y [B, outs] = x·wᵀ + bias + added.
   struct Projection {
     const float *w, *bias;
     size_t outs;
@@ -101,14 +83,13 @@ class TokenBlock : public Fused {
     const float *added{nullptr};
   };
 
-  // Row and slot where a token's key and value are kept.
-  static const int32_t *Spot(const Tensors &inputs, size_t row) {
-    return static_cast<const int32_t *>(inputs[kSpots]->device_ptr()) + 2 * row;
+  // Row and slot in which a token's key and value are kept.
+  static const int32_t *RowAndSlot(const Tensors &inputs, size_t row) {
+    return static_cast<const int32_t *>(inputs[kSlots]->device_ptr()) + 2 * row;
   }
-  static bool Inside(int32_t place, size_t end) { return place >= 0 && static_cast<size_t>(place) < end; }
 
-  // All outs of all projections one behind the other, shared out over the threads.
-  void Project(const Normed &from, size_t depth, std::initializer_list<Projection> projections) const {
+  // The outs of all projections, one behind the other, are shared out over the threads.
+  void Project(const Rows &from, size_t depth, std::initializer_list<Projection> projections) const {
     size_t all = 0;
     for (const auto &projection : projections) {
       all += projection.outs;
@@ -128,14 +109,14 @@ class TokenBlock : public Fused {
     });
   }
 
-  // Every thread makes them all for itself: fewer numbers than one of the weights' columns per out.
-  const float *SideBySide(const Normed &from, size_t first, size_t rows, size_t depth) const {
+  // Every thread makes its own: these are fewer numbers than the weights that it reads.
+  const float *SideBySide(const Rows &from, size_t first, size_t rows, size_t depth) const {
     auto &scratch = ::r1parallel::ThisThreadsScratch();
     float *side = scratch.Take(depth * ::r1parallel::Side(rows));
     const float *x = from.x + first * depth;
-    if (from.weight != nullptr) {
+    if (from.norm_weight != nullptr) {
       float *normed = scratch.Take(rows * depth), factors[::r1parallel::kFewRows];
-      ::r1parallel::NormForward(0, rows, depth, eps_, x, from.weight, normed, factors);
+      ::r1parallel::NormForward(0, rows, depth, eps_, x, from.norm_weight, normed, factors);
       x = normed;
     }
     ::r1parallel::SideBySide(x, rows, depth, ::r1parallel::Side(rows), side);
@@ -156,42 +137,26 @@ class TokenBlock : public Fused {
     }
   }
 
-  // Keeps key and value of a row's token, and attends with the query heads that share them.
-  void Attend(const Tensors &inputs, size_t row, size_t key_head) {
-    const size_t line = key_heads_ * size_, group = hidden_ / line, first = row * hidden_ + key_head * group * size_;
-    const auto in_row = static_cast<size_t>(Spot(inputs, row)[0]), slot = static_cast<size_t>(Spot(inputs, row)[1]);
-    const size_t seen = slot + 1 == slots_ ? slot : 0;  // a free row's token has nothing before it
-    const size_t cached = (in_row * slots_ + seen) * line + key_head * size_, own = cached + (slot - seen) * line;
-    Turn(inputs, row, 1, key_.data() + row * line + key_head * size_, Numbers(inputs[kKeys]) + own);
-    std::copy_n(value_.data() + row * line + key_head * size_, size_, Numbers(inputs[kValues]) + own);
-    std::vector<float> queries(group * size_);
-    Turn(inputs, row, group, query_.data() + first, queries.data());
-    float max[::r1parallel::kStatistics], sum[::r1parallel::kStatistics];
-    std::vector<::r1parallel::QueryHead> heads;
-    for (size_t n = 0; n < group; ++n) {
-      heads.push_back({queries.data() + n * size_, max, sum, attended_.data() + first + n * size_});
-    }
-    ::r1parallel::AttentionShape shape{};
-    shape.queries = 1, shape.keys = slot - seen + 1;
-    shape.size = size_, shape.group = group, shape.key_token = line;
-    shape.query_token = shape.query_head = size_;
-    shape.scale = 1.0f / std::sqrt(static_cast<float>(size_));
-    ::r1parallel::AttentionForward(shape, {0, 1, nullptr}, Numbers(inputs[kKeys]) + cached,
-                                   Numbers(inputs[kValues]) + cached, heads.data());
+  // Writes the key and value of a row's token into the cache, then attends with the query heads that share them.
+  void Attend(const Tensors &inputs, size_t token, size_t key_head) {
+    const size_t group = hidden_ / kv_width_, first = token * hidden_ + key_head * group * head_size_;
+    const auto row = static_cast<size_t>(RowAndSlot(inputs, token)[0]);
+    const auto slot = static_cast<size_t>(RowAndSlot(inputs, token)[1]);
+    const size_t first_slot = slot + 1 == cache_slots_ ? slot : 0;  // a token that nobody keeps sees itself only
+    const size_t own = CacheOffset(row, slot) + key_head * head_size_;
+    const size_t head = token * kv_width_ + key_head * head_size_;
+    RotateToken(inputs, token, 1, key_.data() + head, Numbers(inputs[kKeys]) + own);
+    std::copy_n(value_.data() + head, head_size_, Numbers(inputs[kValues]) + own);
+    std::vector<float> queries(group * head_size_);
+    RotateToken(inputs, token, group, query_.data() + first, queries.data());
+    AttendToCache(inputs, {queries.data(), attended_.data() + first, 1, key_head, row, first_slot,
+                           slot - first_slot + 1, nullptr});
   }
 
-  // Rotary embedding of heads of one row.
-  void Turn(const Tensors &inputs, size_t row, size_t heads, const float *from, float *to) const {
-    const ::r1parallel::RotaryShape shape{{1, 1, heads}, {0, 0, 0}, size_};
-    ::r1parallel::Rotate(0, heads, shape, false, from, Numbers(inputs[kCos]) + row * size_,
-                         Numbers(inputs[kSin]) + row * size_, to);
-  }
-
-  size_t rows_{}, hidden_{}, inner_{}, slots_{}, key_heads_{}, size_{};
-  float eps_{};
+  size_t rows_{};
   std::vector<float> query_, key_, value_, attended_, middle_, gate_, up_;
 };
 }  // namespace r1parallel
 }  // namespace kernel
 }  // namespace mindspore
-#endif  // R1PARALLEL_CPU_BACKEND_TOKEN_BLOCK_H_
+#endif  // R1PARALLEL_CPU_BACKEND_BLOCKS_TOKEN_BLOCK_H_

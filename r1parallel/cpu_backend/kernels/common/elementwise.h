@@ -89,42 +89,58 @@ R1_INLINE Vector Sigmoid(Vector x) {
   return (x < 0.0f ? small : All(1.0f)) / (small + 1.0f);
 }
 
-// to[i] = f(a[i], b[i]) for begin ≤ i < end, in vectors; what is left over at the end is filled up with zeros.
+// f(i, lanes) for the vectors of begin ≤ i < end, of which `lanes` loads and stores all, or at the end as many as are left.
 template <typename F>
-R1_INLINE void ForEachVector(size_t begin, size_t end, const float *a, const float *b, float *to, const F &f) {
+R1_INLINE void ForEachVector(size_t begin, size_t end, const F &f) {
   size_t i = begin;
   for (; i + kLane <= end; i += kLane) {
-    Store(to + i, f(Load(a + i), Load(b + i)));
+    f(i, AllLanes{});
   }
   if (i < end) {
-    float left[kLane]{}, right[kLane]{}, result[kLane];
-    std::copy(a + i, a + end, left);
-    std::copy(b + i, b + end, right);
-    Store(result, f(Load(left), Load(right)));
-    std::copy_n(result, end - i, to + i);
+    f(i, FirstLanes{end - i});
   }
 }
 
 // Elements begin … end of x are added to those of `to`.
 inline void AddUp(size_t begin, size_t end, const float *x, float *to) {
-  ForEachVector(begin, end, x, to, to, [](Vector one, Vector other) { return one + other; });
+  ForEachVector(begin, end, [=](size_t i, auto lanes) { lanes.Store(to + i, lanes.Load(x + i) + lanes.Load(to + i)); });
 }
 
-// gate·sigmoid(gate)·up, which may take the gate's place
+// gate·sigmoid(gate)·up; the result may overwrite the gate
 inline void GateForward(size_t begin, size_t end, const float *gate, const float *up, float *to) {
-  ForEachVector(begin, end, gate, up, to, [](Vector a, Vector b) { return a * Sigmoid(a) * b; });
+  ForEachVector(begin, end, [=](size_t i, auto lanes) {
+    const Vector x = lanes.Load(gate + i);
+    lanes.Store(to + i, x * Sigmoid(x) * lanes.Load(up + i));
+  });
 }
 
 // x·sigmoid(x)
 inline void SiluForward(size_t begin, size_t end, const float *x, float *y) {
-  ForEachVector(begin, end, x, x, y, [](Vector a, Vector) { return a * Sigmoid(a); });
+  ForEachVector(begin, end, [=](size_t i, auto lanes) {
+    const Vector a = lanes.Load(x + i);
+    lanes.Store(y + i, a * Sigmoid(a));
+  });
 }
 
 // dy·s·(1 + x·(1 − s)), s = sigmoid(x)
+R1_INLINE Vector SiluGradient(Vector dy, Vector x, Vector s) { return dy * s * (1.0f + x * (1.0f - s)); }
+
 inline void SiluBackward(size_t begin, size_t end, const float *dy, const float *x, float *dx) {
-  ForEachVector(begin, end, dy, x, dx, [](Vector slope, Vector a) {
-    const Vector s = Sigmoid(a);
-    return slope * s * (1.0f + a * (1.0f - s));
+  ForEachVector(begin, end, [=](size_t i, auto lanes) {
+    const Vector a = lanes.Load(x + i);
+    lanes.Store(dx + i, SiluGradient(lanes.Load(dy + i), a, Sigmoid(a)));
+  });
+}
+
+// silu(gate)·up once more; `up_gradient`, which holds the gradient of that, becomes the one of up.
+inline void GateBackward(size_t begin, size_t end, const float *gate, const float *up, float *gated,
+                         float *gate_gradient, float *up_gradient) {
+  ForEachVector(begin, end, [=](size_t i, auto lanes) {
+    const Vector x = lanes.Load(gate + i), other = lanes.Load(up + i), dy = lanes.Load(up_gradient + i);
+    const Vector s = Sigmoid(x);
+    lanes.Store(gated + i, x * s * other);
+    lanes.Store(gate_gradient + i, SiluGradient(dy * other, x, s));
+    lanes.Store(up_gradient + i, dy * x * s);
   });
 }
 

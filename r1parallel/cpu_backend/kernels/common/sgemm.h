@@ -14,18 +14,18 @@ extern "C" int dnnl_sgemm(char op_a, char op_b, int64_t m, int64_t n, int64_t k,
 namespace mindspore {
 namespace kernel {
 namespace r1parallel {
-// A matrix as it stands in memory, row by row; `turned`: its transposition is meant.
+// A matrix as it stands in memory, row by row; `transposed`: its transposition is meant.
 struct Matrix {
   const float *numbers;
   size_t rows, columns;
-  bool turned{false};
+  bool transposed{false};
 
-  Matrix Turned() const { return {numbers, rows, columns, !turned}; }
-  size_t Rows() const { return turned ? columns : rows; }
-  size_t Columns() const { return turned ? rows : columns; }
-  const float *Row(size_t i) const { return numbers + i * (turned ? 1 : columns); }
-  const float *Column(size_t j) const { return numbers + j * (turned ? columns : 1); }
-  char Operation() const { return turned ? 'T' : 'N'; }
+  Matrix Transposed() const { return {numbers, rows, columns, !transposed}; }
+  size_t Rows() const { return transposed ? columns : rows; }
+  size_t Columns() const { return transposed ? rows : columns; }
+  const float *Row(size_t i) const { return numbers + i * (transposed ? 1 : columns); }
+  const float *Column(size_t j) const { return numbers + j * (transposed ? columns : 1); }
+  char Operation() const { return transposed ? 'T' : 'N'; }
 };
 
 // c [a.Rows(), b.Columns()] = a·b, or with `add` c + a·b.

@@ -7,7 +7,8 @@
 #include <cstdint>
 #include <cstring>
 
-#define R1_INLINE static inline __attribute__((always_inline))
+#define R1_INLINE_MEMBER inline __attribute__((always_inline))
+#define R1_INLINE static R1_INLINE_MEMBER
 
 namespace r1parallel {
 // Numbers of a vector: as many as the processor takes at once, for g++ makes slow code of longer ones.
@@ -30,6 +31,24 @@ R1_INLINE Vector Load(const float *from) {
 }
 
 R1_INLINE void Store(float *to, Vector x) { std::memcpy(to, &x, sizeof(x)); }
+
+// Loading and storing all numbers of a vector.
+struct AllLanes {
+  R1_INLINE_MEMBER Vector Load(const float *from) const { return r1parallel::Load(from); }
+  R1_INLINE_MEMBER void Store(float *to, Vector x) const { r1parallel::Store(to, x); }
+};
+
+// The first `count` numbers only; the others are loaded as zeros.
+struct FirstLanes {
+  size_t count;
+
+  R1_INLINE_MEMBER Vector Load(const float *from) const {
+    Vector x{};
+    std::memcpy(&x, from, count * sizeof(float));
+    return x;
+  }
+  R1_INLINE_MEMBER void Store(float *to, Vector x) const { std::memcpy(to, &x, count * sizeof(float)); }
+};
 
 R1_INLINE Vector All(float x) { return x - Vector{}; }
 
