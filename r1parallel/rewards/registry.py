@@ -31,7 +31,7 @@ from r1parallel.rewards.functions.formats import (
 from r1parallel.rewards.functions.knights import kk_reward
 from r1parallel.rewards.functions.programs import code_reward
 from r1parallel.rewards.functions.steps import steps_reward
-from r1parallel.rewards.sandbox.call_limits import CURRENT
+from r1parallel.rewards.sandbox.call_limits import CALL_LIMITS
 
 # Called with prompts=, completions=, solution=: lists of N strings. Gives N scores, or (N scores, anything); None
 # where the row's gold answer cannot be read.
@@ -91,7 +91,7 @@ def load_reward(name: str) -> RewardFunction:
     path = Path(file).resolve()
     if not path.is_file() or path.suffix != ".py":
         raise UserError(f"{KEY}: {name!r}: {path} is no Python file; write file.py:function")
-    with CURRENT.untimed():
+    with CALL_LIMITS.untimed():
         members = _run_file(name, path)
     if function_name not in members:
         raise UserError(f"{KEY}: {path} has no function {function_name!r}")

@@ -24,7 +24,7 @@ import psutil
 from r1parallel.errors import UserError
 from r1parallel.parallel.launch.msrun import die_with_parent
 from r1parallel.rewards.registry import load_reward, one_line
-from r1parallel.rewards.sandbox.call_limits import CURRENT
+from r1parallel.rewards.sandbox.call_limits import CALL_LIMITS
 
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -32,7 +32,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 def answer(request: dict) -> dict:
     """Run one reward on some rows; without rows it is only loaded."""
     name, columns = request["reward"], request["columns"]
-    CURRENT.seconds = request["time_limit"]
+    CALL_LIMITS.seconds = request["time_limit"]
     count = len(columns["completions"])
     try:
         function = load_reward(name)
@@ -102,8 +102,8 @@ def _main() -> None:
     limit = _memory_bytes() + (mebibytes << 20)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     connection = Connection(descriptor)
-    CURRENT.mebibytes = mebibytes
-    CURRENT.untimed = partial(_untimed, connection)
+    CALL_LIMITS.mebibytes = mebibytes
+    CALL_LIMITS.untimed = partial(_untimed, connection)
     own_id = os.getpid()
     _send(connection, {"timed": True})
     while True:

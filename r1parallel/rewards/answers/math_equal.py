@@ -11,7 +11,7 @@ from types import ModuleType
 
 from r1parallel.errors import UserError
 from r1parallel.rewards.answers.numerals import unwrap
-from r1parallel.rewards.sandbox.call_limits import CURRENT
+from r1parallel.rewards.sandbox.call_limits import CALL_LIMITS
 
 _WORDS = re.compile(r"[A-Za-z]{3,}(?: [A-Za-z]+)*")
 
@@ -49,7 +49,7 @@ def _box(text: str) -> str:
 
 @functools.lru_cache(maxsize=1)
 def _math_verify() -> ModuleType:
-    with CURRENT.untimed():  # SymPy takes a second to load
+    with CALL_LIMITS.untimed():  # SymPy takes a second to load
         try:
             import math_verify
         except ImportError as error:

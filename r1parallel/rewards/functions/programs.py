@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from r1parallel.rewards.sandbox.call_limits import CURRENT
+from r1parallel.rewards.sandbox.call_limits import CALL_LIMITS
 from r1parallel.rewards.sandbox.sandbox import Finished, run_program
 
 _LANGUAGES = ("python", "python3", "py")
@@ -72,11 +72,11 @@ def _grade(completion: str, solution: str) -> float | None:
 
 
 def _passes(program: str, tests: Tests) -> bool:
-    deadline = time.monotonic() + _SHARE_FOR_PROGRAMS * CURRENT.seconds
+    deadline = time.monotonic() + _SHARE_FOR_PROGRAMS * CALL_LIMITS.seconds
 
     def run(stdin: str, asserts: Sequence[str]) -> Finished:
         left = max(0.0, deadline - time.monotonic())
-        return run_program(program, stdin, asserts, seconds=left, mebibytes=CURRENT.mebibytes)
+        return run_program(program, stdin, asserts, seconds=left, mebibytes=CALL_LIMITS.mebibytes)
 
     if tests.asserts and not run("", tests.asserts).confirmed:
         return False

@@ -1,4 +1,4 @@
-"""What the reward that runs now may use, set by the worker that calls it."""
+"""The limits of the call of a reward that runs in this process; the worker that makes the call sets them."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -9,8 +9,8 @@ DEFAULT_MEBIBYTES = 2048
 
 
 @dataclass
-class Allowance:
-    """Limits of one call.
+class CallLimits:
+    """Limits of one call of a reward function.
 
     Attributes:
         seconds: after which the call is ended.
@@ -23,4 +23,4 @@ class Allowance:
     untimed: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
-CURRENT = Allowance()
+CALL_LIMITS = CallLimits()

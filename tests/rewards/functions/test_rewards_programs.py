@@ -5,7 +5,7 @@ import json
 import pytest
 
 from r1parallel.rewards.functions.programs import code_reward, last_program, read_tests
-from r1parallel.rewards.sandbox.call_limits import CURRENT
+from r1parallel.rewards.sandbox.call_limits import CALL_LIMITS
 
 ADD = "```python\nprint(sum(map(int, input().split())))\n```"
 CASES = json.dumps({"tests": [{"stdin": "1 2", "stdout": "3\n\n"}, {"stdin": "2 2", "stdout": "4"}]})
@@ -44,12 +44,12 @@ def grade(completion, solution):
     ],
 )
 def test_code_reward(completion, solution, expected, monkeypatch):
-    monkeypatch.setattr(CURRENT, "seconds", 60.0)
+    monkeypatch.setattr(CALL_LIMITS, "seconds", 60.0)
     assert grade(completion, solution) == expected
 
 
 def test_all_tests_share_one_time_limit(monkeypatch):
-    monkeypatch.setattr(CURRENT, "seconds", 1.0)
+    monkeypatch.setattr(CALL_LIMITS, "seconds", 1.0)
     assert grade("```python\nwhile True: pass\n```", CASES) == 0.0
     assert grade("```python\nf = lambda x: x + 1\nimport time; time.sleep(60)\n```", ASSERTS) == 0.0
 
