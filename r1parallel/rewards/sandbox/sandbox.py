@@ -7,6 +7,7 @@ import functools
 import json
 import math
 import os
+import platform
 import secrets
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import IO
 
 from r1parallel.errors import UserError
+from r1parallel.rewards.sandbox import system_calls
 from r1parallel.rewards.sandbox.sandbox_child import REFUSED
 
 _CHILD = Path(__file__).with_name("sandbox_child.py")
@@ -49,13 +51,19 @@ def check_sandbox() -> None:
     """Raise `UserError` where the kernel cannot protect this machine from a program."""
     if not sys.platform.startswith("linux"):
         raise UserError("code_reward: its sandbox needs Linux; take it out of reward_config.verifier_function")
+    if platform.machine() not in system_calls.AUDIT_ARCH:
+        raise UserError(_cannot(f"it is {platform.machine()}"))
     status, result, _ = _run("print(1)", "", (), 60.0, 1024, True)
     if status != 0:
         reason = result if status == REFUSED else f"exit status {status}"
-        raise UserError(
-            f"code_reward: this machine cannot shut a program in ({reason}); it needs seccomp filters on x86_64 or "
-            "aarch64, so allow them in the container or take code_reward out of reward_config.verifier_function"
-        )
+        raise UserError(_cannot(reason))
+
+
+def _cannot(reason: str) -> str:
+    return (
+        f"code_reward: this machine cannot shut a program in ({reason}); it needs seccomp filters on x86_64 or "
+        "aarch64, so allow them in the container or take code_reward out of reward_config.verifier_function"
+    )
 
 
 def run_program(
@@ -102,6 +110,7 @@ def _run(
         "asserts": list(asserts),
         "token": token,
         "landlock": landlock,
+        "calls": system_calls.numbers(platform.machine()),
         "parent": os.getpid(),
         "memory_bytes": mebibytes << 20,
         "cpu_seconds": math.ceil(seconds) + 1,

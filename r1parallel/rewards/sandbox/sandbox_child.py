@@ -10,7 +10,6 @@ import ctypes
 import importlib
 import json
 import os
-import platform
 import resource
 import signal
 import struct
@@ -18,33 +17,6 @@ import sys
 
 REFUSED = 96  # exit status: this machine cannot protect itself; the reason stands in RESULT
 
-# Numbers of the system calls that a program may make, on x86_64 and on aarch64 (Linux: asm/unistd_64.h and
-# asm-generic/unistd.h). All others fail: sockets, new processes and threads, signals, ptrace, mount, limits, ...
-_CALLS = {
-    "x86_64": (
-        *(0, 1, 19, 20, 17, 18, 3, 436, 5, 262, 332, 8, 77, 74, 32, 33, 292, 293, 22),  # open files
-        *(4, 6, 21, 89, 269, 439, 267, 79),  # what there is, not what is in it
-        *(9, 10, 11, 25, 28, 12, 324, 202, 273, 334, 13, 14, 15, 131, 158),  # memory, own signals
-        *(38, 36, 37, 34, 219, 228, 229, 230, 35, 96, 201, 100, 98, 24, 204, 271, 270, 7, 23),  # time
-        *(39, 110, 186, 102, 107, 104, 108, 115, 99, 63, 95, 318, 97, 60, 231),  # itself, the end
-    ),
-    "aarch64": (
-        *(63, 64, 65, 66, 67, 68, 57, 436, 80, 79, 291, 62, 46, 82, 23, 24, 59),
-        *(48, 439, 78, 17),
-        *(222, 226, 215, 216, 233, 214, 283, 98, 99, 293, 134, 135, 139, 132),
-        *(103, 102, 128, 113, 114, 115, 101, 169, 153, 165, 124, 123, 73, 72),
-        *(172, 173, 178, 174, 175, 176, 177, 158, 179, 160, 166, 278, 163, 93, 94),
-    ),
-}
-# Opening, listing, making, renaming, removing: only where Landlock says which files.
-_FILE_CALLS = {
-    "x86_64": (257, 217, 263, 258, 264, 316, 80, 81, 2, 87, 82, 83, 84, 78),
-    "aarch64": (56, 61, 35, 34, 38, 276, 49, 50),
-}
-_IOCTL = {"x86_64": 16, "aarch64": 29}
-_FCNTL = {"x86_64": 72, "aarch64": 25}
-_PRLIMIT = {"x86_64": 302, "aarch64": 261}
-_AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _TERMINAL_QUESTIONS = (0x5401, 0x5413, 0x5450, 0x5451)  # TCGETS, TIOCGWINSZ, FIONCLEX, FIOCLEX
 # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC; never F_SETOWN, which sends signals to others.
 _FILE_FLAGS = (0, 1, 2, 3, 4, 1030)
@@ -55,7 +27,7 @@ _ALLOW, _FAIL, _KILL = 0x7FFF0000, 0x00050000 | 1, 0x80000000  # the failure is 
 _ARGUMENTS = 16  # where the arguments start in seccomp_data, 8 bytes each
 
 _PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 22, 38
-_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # landlock_…, the same numbers on every machine
 _READ = 1 << 2 | 1 << 3  # READ_FILE, READ_DIR
 _READ_FILE, _WRITE_FILE = 1 << 2, 1 << 1
 # Without EXECUTE, MAKE_CHAR, MAKE_SOCK, MAKE_FIFO, MAKE_BLOCK and MAKE_SYM.
@@ -68,7 +40,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def main() -> None:
-    """Read the job, lock the door, run the program, confirm that it ran to its end."""
+    """Read the job, give up all rights, run the program, confirm that it ran to its end."""
     job_file, result = int(sys.argv[1]), int(sys.argv[2])
     with os.fdopen(job_file, "rb") as file:
         job = json.load(file)
@@ -76,7 +48,7 @@ def main() -> None:
     sys.path.extend(job["modules"])
     try:
         _lock(job)
-    except (OSError, KeyError) as error:
+    except OSError as error:
         os.write(result, f"{type(error).__name__}: {error}".encode())
         os._exit(REFUSED)
     namespace = {"__name__": "__main__"}
@@ -104,15 +76,14 @@ def _lock(job: dict) -> None:
         (resource.RLIMIT_NOFILE, 64),
     ):
         resource.setrlimit(what, (limit, limit))
-    machine = platform.machine()
     version = libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), 1) if job["landlock"] else 0
     _check(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "PR_SET_NO_NEW_PRIVS")
     if version > 0:
         _restrict_files(version, job["readable"], os.getcwd())
     else:  # a kernel that cannot tell files apart: then none is opened any more
         _preload(job["program"])
-    calls = _CALLS[machine] + (_FILE_CALLS[machine] if version > 0 else ())
-    _filter_calls(machine, calls)
+    calls = job["calls"]
+    _filter_calls(calls, calls["always"] + (calls["files"] if version > 0 else []))
 
 
 def _check(result: int, what: str) -> int:
@@ -161,8 +132,8 @@ def _preload(program: str) -> None:
                 continue
 
 
-def _filter_calls(machine: str, calls: tuple) -> None:
-    """Seccomp: let `calls` through, and few questions about terminals, open files and limits."""
+def _filter_calls(numbers: dict, allowed: list) -> None:
+    """Seccomp: let the calls `allowed` through, and a few questions about terminals, open files and limits."""
 
     def step(code: int, value: int, then: int = 0, otherwise: int = 0) -> bytes:
         return struct.pack("=HBBI", code, then, otherwise, value)
@@ -176,13 +147,13 @@ def _filter_calls(machine: str, calls: tuple) -> None:
         step(_LOAD, _ARGUMENTS + 16) + step(_EQUAL, 0, 0, 3) + step(_LOAD, _ARGUMENTS + 20) + step(_EQUAL, 0, 0, 1)
         + step(_RETURN, _ALLOW) + step(_RETURN, _FAIL)
     )  # fmt: skip
-    program = step(_LOAD, 4) + step(_EQUAL, _AUDIT_ARCH[machine], 1, 0) + step(_RETURN, _KILL) + step(_LOAD, 0)
-    if machine == "x86_64":
+    program = step(_LOAD, 4) + step(_EQUAL, numbers["audit_arch"], 1, 0) + step(_RETURN, _KILL) + step(_LOAD, 0)
+    if numbers["machine"] == "x86_64":
         program += step(_AT_LEAST, _X32_BIT, 0, 1) + step(_RETURN, _KILL)
-    for call in calls:
+    for call in allowed:
         program += step(_EQUAL, call, 0, 1) + step(_RETURN, _ALLOW)
-    program += only(_IOCTL[machine], 1, _TERMINAL_QUESTIONS) + only(_FCNTL[machine], 1, _FILE_FLAGS)
-    program += step(_EQUAL, _PRLIMIT[machine], 0, len(without_new_limit) // 8) + without_new_limit
+    program += only(numbers["ioctl"], 1, _TERMINAL_QUESTIONS) + only(numbers["fcntl"], 1, _FILE_FLAGS)
+    program += step(_EQUAL, numbers["prlimit64"], 0, len(without_new_limit) // 8) + without_new_limit
     program += step(_RETURN, _FAIL)
     steps = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("@HP", len(program) // 8, ctypes.addressof(steps))

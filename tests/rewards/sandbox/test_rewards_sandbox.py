@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from r1parallel.errors import UserError
-from r1parallel.rewards.sandbox import sandbox
+from r1parallel.rewards.sandbox import sandbox, system_calls
 from r1parallel.rewards.sandbox.sandbox import check_sandbox, run_program
 
 # Says of each attempt whether the kernel refused it.
@@ -209,3 +209,21 @@ def test_a_machine_that_cannot_is_refused(monkeypatch, tmp_path):
         with pytest.raises(UserError, match="needs Linux"):
             run("print(1)")
     assert run("print(1)").ok
+
+
+def test_a_machine_whose_system_calls_are_not_known_is_refused(monkeypatch):
+    check_sandbox.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(platform, "machine", lambda: "riscv64")
+        patch.setattr(sandbox, "_run", lambda *_: pytest.fail("a program was started"))
+        with pytest.raises(UserError, match=r"it is riscv64.*x86_64 or aarch64.*take code_reward out"):
+            run("print(1)")
+    assert run("print(1)").ok
+
+
+def test_calls_of_another_machine_end_the_process(monkeypatch):
+    other = {"x86_64": "aarch64", "aarch64": "x86_64"}[platform.machine()]
+    numbers = {**system_calls.numbers(platform.machine()), "audit_arch": system_calls.AUDIT_ARCH[other]}
+    assert run("print(1)").ok
+    monkeypatch.setattr(system_calls, "numbers", lambda machine: numbers)
+    assert run("print(1)") == sandbox.Finished(False, False, "")
