@@ -40,11 +40,11 @@ class _CachedBlock(PrimitiveWithInfer):
 
 
 class TokenBlock(_CachedBlock):
-    """For a token of every row: `cpu_backend/token_block.h`. Its slots are those of `TokenRows`."""
+    """For a token of every row: `cpu_backend/kernels/blocks/token_block.h`. Its slots are those of `TokenRows`."""
 
 
 class ChunkBlock(_CachedBlock):
-    """For chunks of prompts: `cpu_backend/chunk_block.h`. Its slots are those of `ChunkRows`."""
+    """For chunks of prompts: `cpu_backend/kernels/blocks/chunk_block.h`. Its slots are those of `ChunkRows`."""
 
 
 class WholeCachedBlock(Block):

@@ -19,7 +19,7 @@ WEIGHTS = (
     *("ffn_norm", "w1", "w3", "w2"),
 )
 _GEOMETRY = ("cos_BS1D", "sin_BS1D", "hidden_B1SS")
-_STATISTICS = 2 * 8  # of a token and head; `kStatistics` of cpu_backend/attention.h
+_STATISTICS = 2 * 8  # of a token and head; `kStatistics` of cpu_backend/kernels/common/attention.h
 
 
 def weights(block: nn.Cell) -> tuple[Tensor, ...]:
