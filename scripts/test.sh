@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Check everything: ruff, mypy, then all tests with coverage. Stops at the first step that fails.
+# Check everything: ruff, clang-format, mypy, then all tests with coverage. Stops at the first step that fails.
 #
 #     bash scripts/test.sh                       all of it
 #     bash scripts/test.sh tests/config -k keys  only pytest, with these arguments (paths start at the project root)
@@ -23,6 +23,14 @@ step() {
     "$python" -m "$@"
 }
 
+check_cpp_format() {
+    local sources
+    shopt -s globstar nullglob
+    sources=({r1parallel,tests}/**/*.{h,cc})
+    printf '\n== clang-format of %s files\n' "${#sources[@]}"
+    "$(dirname -- "$python")/clang-format" --dry-run -Werror "${sources[@]}"
+}
+
 warn_of_skips() {
     local have='import sys; from importlib.util import find_spec; sys.exit(not all(map(find_spec, sys.argv[1:])))'
     if ! "$python" -c "$have" torch transformers trl; then
@@ -41,6 +49,7 @@ if (($#)); then
 else
     step ruff check .
     step ruff format --check .
+    check_cpp_format
     step mypy
     warn_of_skips
     # Two files at a time. Those with many ranks are long and stand in the middle: their order is kept.

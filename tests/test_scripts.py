@@ -12,12 +12,12 @@ import setuptools
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = [*sorted((ROOT / "scripts").glob("*.sh")), ROOT / ".ci" / "run"]
-# $0.calls gets one line a call; `pip install` fails if $0.broken exists; `-m venv DIR` makes DIR with a copy of this.
+# $0.calls gets one line a call; `pip install` fails if $0.broken exists; `-m venv DIR` makes DIR with copies of this.
 STAND_IN = """#!/usr/bin/env bash
 echo "$*" >>"$0.calls"
 case "$*" in
     "-m pip install"*) if [ -e "$0.broken" ]; then echo "no such thing on the index"; exit 1; fi ;;
-    "-m venv "*) mkdir -p "$3/bin"; touch "$3/pyvenv.cfg"; cp "$0" "$3/bin/python" ;;
+    "-m venv "*) mkdir -p "$3/bin"; touch "$3/pyvenv.cfg"; cp "$0" "$3/bin/python"; cp "$0" "$3/bin/clang-format" ;;
 esac
 """
 FAILING = "#!/usr/bin/env bash\necho 'pyenv: command not found' >&2\nexit 127\n"
@@ -36,6 +36,8 @@ def project(tmp_path):
     root = tmp_path / "a project"
     shutil.copytree(ROOT / "scripts", root / "scripts")
     shutil.copy(ROOT / "setup.py", root)
+    for source in ("r1parallel/cpu/one.h", "r1parallel/cpu/deep/two.cc", "tests/three.cc"):
+        write_program(root / source, "")
     return root
 
 
@@ -156,10 +158,13 @@ def test_all_checks_run_in_order(project, run):
     assert shown == [
         "ruff check .",
         "ruff format --check .",
+        "clang-format of 3 files",
         "mypy",
         "pytest -n 2 --dist loadfile --no-loadscope-reorder --cov=r1parallel --cov-report=term --cov-fail-under=90",
     ]
     assert installs(project / ".venv") == ["-e .[test]"]
+    formatted = (project / ".venv" / "bin" / "clang-format.calls").read_text().splitlines()
+    assert formatted == ["--dry-run -Werror r1parallel/cpu/one.h r1parallel/cpu/deep/two.cc tests/three.cc"]
 
 
 def test_arguments_mean_only_pytest(project, run):

@@ -24,9 +24,9 @@ class Kernels:
 
     Attributes:
         name: of the library, and of the function that registers its kernels.
-        sources: the first is compiled, it includes the others.
-        flags: how it is optimised.
-        missing: what a user is told where it would have to be compiled and there is no g++.
+        sources: the first is compiled, it includes the others. All of them decide the library's name in the cache.
+        flags: of optimization.
+        missing: the message for a machine that has neither the compiled library nor g++.
     """
 
     name: str
@@ -36,17 +36,17 @@ class Kernels:
 
     @property
     def register(self) -> str:
-        """The C function that puts them into MindSpore's table."""
+        """Name of the C function that registers the kernels with MindSpore."""
         return f"r1parallel_register_{self.name}"
 
 
-_KERNELS = Path(__file__).with_name("kernels")
+KERNELS = Path(__file__).with_name("kernels")
 
 
 def _sources(first: str, *folders: str) -> tuple[Path, ...]:
-    """A library's first source, then all headers of `folders`."""
-    headers = (path for folder in folders for path in sorted((_KERNELS / folder).glob("*.h")))
-    return (_KERNELS / first, *headers)
+    """The source that is compiled, then all headers of `folders`, which it includes."""
+    headers = (path for folder in folders for path in sorted((KERNELS / folder).glob("*.h")))
+    return (KERNELS / first, *headers)
 
 
 COLLECTIVES = Kernels(
@@ -149,7 +149,7 @@ def _compile(wheel: Wheel, kernels: Kernels, target: Path) -> None:
 
 
 def _command(wheel: Wheel, kernels: Kernels, made: Path) -> list[str]:
-    folders = [_KERNELS, *(wheel.folder / folder for folder in _HEADERS), sysconfig.get_path("include")]
+    folders = [KERNELS, *(wheel.folder / folder for folder in _HEADERS), sysconfig.get_path("include")]
     libraries = [f"-l:{name}" for name in _LIBRARIES]
     flags = [*_FLAGS, *kernels.flags, *(f"-I{folder}" for folder in folders)]
     return [COMPILER, *flags, str(kernels.sources[0]), "-o", str(made), f"-L{wheel.folder / 'lib'}", *libraries]

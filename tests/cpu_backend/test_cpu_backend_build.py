@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -77,13 +78,30 @@ def test_a_processor_is_what_it_can_do():
 
 @LIBRARIES
 def test_a_library_is_compiled_from_its_first_source_which_includes_the_others(kernels):
-    texts = [source.read_text() for source in kernels.sources]
-    for source in kernels.sources[1:]:
-        assert any(f'#include "{source.name}"' in text for text in texts), source
-    included = {line.split('"')[1] for text in texts for line in text.splitlines() if line.startswith('#include "')}
-    beside = {path.name for path in kernels.sources[0].parent.iterdir()}
-    assert included & beside == {source.name for source in kernels.sources[1:]}  # each decides the key
-    assert f'extern "C" void {kernels.register}()' in texts[0]
+    sources = {str(path.relative_to(build.KERNELS)): path for path in kernels.sources}
+    ours = {str(path.relative_to(build.KERNELS)) for path in build.KERNELS.rglob("*.h")}
+    included = {
+        name: set(re.findall(r'^#include "(.+)"$', path.read_text(), re.MULTILINE)) for name, path in sources.items()
+    }
+    for name, names in included.items():
+        assert names & ours <= sources.keys(), name  # each decides the key
+    first = next(iter(sources))
+    reached, waiting = {first}, [first]
+    while waiting:
+        found = included[waiting.pop()] & ours - reached
+        reached |= found
+        waiting += found
+    assert reached == sources.keys()
+    assert f'extern "C" void {kernels.register}()' in kernels.sources[0].read_text()
+
+
+def test_every_header_is_named_from_the_folder_of_kernels_and_belongs_to_a_library():
+    headers = {path for path in build.KERNELS.rglob("*") if path.suffix in {".h", ".cc"}}
+    assert headers == {source for kernels in (COLLECTIVES, FUSED) for source in kernels.sources}
+    for path in headers:
+        for name in re.findall(r'^#include "(.+)"$', path.read_text(), re.MULTILINE):
+            # A name beside the file would be found there too, and be missing from the check above.
+            assert (build.KERNELS / name).exists() or not (path.parent / name).exists(), f"{path}: {name}"
 
 
 def test_the_cache_is_in_the_home_folder_by_default(wheel, tmp_path, monkeypatch):
