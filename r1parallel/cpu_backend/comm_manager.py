@@ -13,14 +13,14 @@ from typing import Any, Protocol
 from r1parallel.errors import UserError
 
 WORLD = "mccl_world_group"
-# Python code may still say the default name of another target.
+# MindSpore's Python code may use the default name of another target.
 _WORLD_NAMES = {WORLD, "hccl_world_group", "nccl_world_group"}
 _REGISTER = "_ZN9mindspore11CommManager8RegisterERKSsRKSt10shared_ptrIS0_E"
-_keep: list[Any] = []  # what C++ holds a pointer to lives as long as the process
+_keep: list[Any] = []  # keeps alive what C++ has pointers to
 
 
 class Groups(Protocol):
-    """What the frontend wants to know. A rank is one in the group, except those given to `create`."""
+    """What the frontend asks for. Ranks are ranks in the group, those given to `create` ranks in the world."""
 
     def create(self, name: str, ranks: list[int]) -> bool: ...
 
@@ -30,7 +30,7 @@ class Groups(Protocol):
 
 
 class RunningGroups:
-    """Groups of a job that msrun has started."""
+    """Groups of a job under msrun."""
 
     def __init__(self) -> None:
         from mindspore._c_expression import CollectiveManager
@@ -48,14 +48,14 @@ class RunningGroups:
 
 
 class SimulatedGroups:
-    """Groups of a compile-only process: it stands for one rank of a job of which nothing else exists."""
+    """Groups of a compile-only process, which acts as one rank of a job that does not run."""
 
     def __init__(self, rank: int, world: int) -> None:
         self.ranks: dict[str, list[int]] = {}
         self.become(rank, world)
 
     def become(self, rank: int, world: int) -> None:
-        """Stand for another rank from now on."""
+        """Act as another rank from now on."""
         self._rank = rank
         self.ranks[WORLD] = list(range(world))
 
@@ -74,7 +74,7 @@ class SimulatedGroups:
 
 
 def answer_python(groups: SimulatedGroups) -> None:
-    """Let operators that are made in Python see the simulated groups: they ask for ranks and sizes without a job."""
+    """Give MindSpore's Python operators the ranks and sizes of the simulated groups."""
     from mindspore.communication import management
 
     management._get_size_helper = lambda group: groups.size(group)
@@ -103,10 +103,10 @@ def register_comm_manager(groups: Groups, library_folder: Path) -> None:
 
 
 def _comm_manager(groups: Groups) -> int:
-    """Address of a CommManager: the pointer to its table, then its one member, the name of the library."""
+    """Make a CommManager, return its address: pointer to the virtual table, then the one member, the library's name."""
     callbacks = _callbacks(groups)
     addresses = [ctypes.cast(callback, ctypes.c_void_p).value for callback in callbacks]
-    # Before the functions stand the offset to the whole object and its type information.
+    # A virtual table starts with the offset to the whole object and the type information.
     table = (ctypes.c_void_p * (2 + len(addresses)))(0, 0, *addresses)
     first = ctypes.addressof(table) + 2 * ctypes.sizeof(ctypes.c_void_p)
     manager = (ctypes.c_void_p * 2)(first, _cow_string("mccl"))
@@ -143,7 +143,7 @@ def _callbacks(groups: Groups) -> Sequence[Any]:
 
 
 def _false_on_error(callback: Callable[..., bool]) -> Callable[..., bool]:
-    """An exception cannot pass through C++, and what ctypes would return in its place is left to chance."""
+    """Print exceptions and return False: they cannot pass through C++, and ctypes would return garbage."""
 
     def answer(*arguments: int) -> bool:
         try:
@@ -156,7 +156,7 @@ def _false_on_error(callback: Callable[..., bool]) -> Callable[..., bool]:
 
 
 def _cow_string(text: str) -> int:
-    """Value of a std::string: the address of its characters, behind length, capacity and count of references."""
+    """Make a std::string. Its value is the address of its characters, after length, capacity and refcount."""
     raw = text.encode()
     many = 1 << 20  # references, so that C++ neither writes to it nor frees it
     header = len(raw).to_bytes(8, "little") * 2 + many.to_bytes(8, "little")

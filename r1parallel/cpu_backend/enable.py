@@ -1,4 +1,4 @@
-"""MindSpore's graph-mode semi_auto_parallel on the CPU, and Ascend's fused operators: a call for each."""
+"""The two entry points: `enable` for semi_auto_parallel on the CPU, `enable_fused` for fused operators."""
 
 import ctypes
 from pathlib import Path
@@ -24,11 +24,11 @@ def enable(simulate: tuple[int, int] | None = None) -> str | None:
     """Make semi_auto_parallel work on the CPU, in this process.
 
     To be called once, after `mindspore.set_device("CPU")` and, under msrun, after `init()`, and before any graph is
-    compiled. A compile-only process may call it again, to go on as another rank.
+    compiled. A compile-only process may call it again to act as another rank.
 
     Args:
-        simulate: (rank, number of ranks) of a compile-only process: it compiles one rank's graph alone, without msrun
-            and `init()`; None for a job that runs.
+        simulate: (rank, number of ranks) for a compile-only process, which compiles that rank's graph without msrun and
+            `init()`; None for a job that runs.
 
     Returns:
         None, or one line for the user that says what does not work on this machine and what to install.
@@ -61,12 +61,12 @@ def enable(simulate: tuple[int, int] | None = None) -> str | None:
 
 
 def enable_fused() -> str | None:
-    """Give the CPU kernels of those operators that MindSpore has for Ascend only, in this process.
+    """Register the CPU kernels of fused operators, in this process.
 
     To be called after `mindspore.set_device("CPU")` and before any graph is compiled; a further call does nothing.
 
     Returns:
-        None, or one line for the user that says why there are none: models are then made of plain operators.
+        None, or one line for the user that says why there are none; models then use plain operators.
     """
     global _fused
     if _fused is None:
@@ -85,7 +85,7 @@ def enable_fused() -> str | None:
 
 
 def has_fused() -> bool:
-    """Whether `enable_fused` found everything that it needs."""
+    """Whether `enable_fused` has registered the kernels."""
     return _fused is None
 
 

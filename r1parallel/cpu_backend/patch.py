@@ -1,11 +1,11 @@
-"""Let the loaded frontend of MindSpore take the CPU for a target of semi_auto_parallel. Memory only: no file changes.
+"""Patch MindSpore's loaded frontend so that it accepts the CPU for semi_auto_parallel. No file changes.
 
-The frontend accepts two device names, "Ascend" and "GPU", and gives each the name of a world group. The literals are
+The frontend accepts two device names, "Ascend" and "GPU", each with the name of its world group. The literals are
 the compiler's: "GPU" and "nccl_world_group" lie close together once for every translation unit that needs both. They
 become "CPU" and "mccl_world_group", which have the same lengths.
 
-It also refuses any number of ranks but 1, 2, 4 and multiples of 8, the sizes of Ascend servers. That is one comparison,
-`number & 7` with zero, whose mask becomes 0. Models with 3 key heads need 3 ranks.
+It also refuses numbers of ranks other than 1, 2, 4 and multiples of 8, the sizes of Ascend servers: it compares
+`number & 7` with zero. The mask becomes 0, since models with 3 key heads need 3 ranks.
 """
 
 import ctypes
@@ -31,7 +31,7 @@ _MAPS = Path("/proc/self/maps")
 
 @dataclass(frozen=True)
 class Segment:
-    """A readable piece of the library in memory: [start, end), and its protection as for mprotect."""
+    """A readable segment of the library in memory, [start, end), and its protection as mprotect takes it."""
 
     start: int
     end: int
@@ -61,7 +61,7 @@ def patch_frontend(wheel: Wheel) -> int:
 
 
 def find_sites(blob: bytes | ctypes.Array[ctypes.c_char]) -> list[list[tuple[int, bytes]]]:
-    """What to change in each place, as offsets and new bytes: a "GPU" and the "nccl" near it, or a mask."""
+    """The edits of each site, (offset, new bytes): a "GPU" and the "nccl" near it, or a mask."""
     devices = [found.start(1) for found in _DEVICES.finditer(blob)]
     sites = []
     for found in _GROUP.finditer(blob):
@@ -72,7 +72,7 @@ def find_sites(blob: bytes | ctypes.Array[ctypes.c_char]) -> list[list[tuple[int
 
 
 def library_segments(maps: str, library: str) -> Iterator[Segment]:
-    """The read-only segments of a library, of the text of /proc/self/maps."""
+    """The read-only segments of a library, from the text of /proc/self/maps."""
     for line in maps.splitlines():
         fields = line.split(maxsplit=5)
         if len(fields) == 6 and os.path.basename(fields[5]) == library and fields[1].startswith("r-"):
@@ -82,7 +82,7 @@ def library_segments(maps: str, library: str) -> Iterator[Segment]:
 
 
 def _view(segment: Segment) -> ctypes.Array[ctypes.c_char]:
-    """The segment's bytes, not copied."""
+    """The segment's bytes, without a copy."""
     return (ctypes.c_char * (segment.end - segment.start)).from_address(segment.start)
 
 

@@ -1,4 +1,4 @@
-"""Operators of the CPU backend over all tensors of an update at once; their kernels are in `cpu_backend/kernels/optimizer`.
+"""Operators of the CPU backend over all tensors of an update; `cpu_backend/kernels/optimizer` has their kernels.
 
 An operator for each of some hundred tensors takes longer to compile than it takes to run.
 """

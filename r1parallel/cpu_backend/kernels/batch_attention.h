@@ -46,13 +46,15 @@ struct Grid {
   }
 };
 
-// The masks of the rows of a batch, [queries, keys] each, one and the same for all heads; no numbers: nothing is hidden.
+// The masks of the rows of a batch, [queries, keys] each, one and the same for all heads; no numbers: nothing is
+// hidden.
 struct Masks {
   const bool *numbers{nullptr};
   size_t step{0};  // from one row's to the next one's
 };
 
-// What an attention computes from and keeps, [B, heads, S, D] or [B, S, heads·D]; statistics [B, heads, S, kStatistics].
+// What an attention computes from and keeps, [B, heads, S, D] or [B, S, heads·D]; statistics [B, heads, S,
+// kStatistics].
 struct Attended {
   const float *query, *key, *value;
   float *max, *sum, *output;

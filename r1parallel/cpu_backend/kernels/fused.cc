@@ -1,5 +1,5 @@
-// The table of our CPU kernels for float32: of operators that MindSpore has for Ascend only, of our own operators, and of
-// those whose CPU kernel in MindSpore we replace. What an operator does is documented with its kernel.
+// The table of our CPU kernels for float32: of operators that MindSpore has for Ascend only, of our own operators, and
+// of those whose CPU kernel in MindSpore we replace. What an operator does is documented with its kernel.
 #include <memory>
 #include <string>
 

@@ -1,4 +1,4 @@
-// In the place of MindSpore's product of matrices, in float32: its kernel uses half of two cores, or less.
+// MatMul in float32. MindSpore's kernel uses half of two cores, or less.
 #ifndef R1PARALLEL_CPU_BACKEND_MATMUL_H_
 #define R1PARALLEL_CPU_BACKEND_MATMUL_H_
 
@@ -10,8 +10,8 @@
 namespace mindspore {
 namespace kernel {
 namespace r1parallel {
-// x·wᵀ with few rows of x, as in decoding, is made by `Products` where the attribute "few_rows" asks for it: rounding may
-// not depend on the number of rows anywhere else.
+// x·wᵀ with few rows of x, as in decoding, is made by `Products` where the attribute "few_rows" asks for it: rounding
+// may not depend on the number of rows anywhere else.
 class MatMul : public Replacement {
  public:
   using Replacement::Replacement;

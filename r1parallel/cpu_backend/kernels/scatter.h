@@ -1,4 +1,4 @@
-// Writing lines into a tensor that is its own result, as a cache is: MindSpore's kernel copies the whole tensor all the same.
+// ScatterNdUpdate in place, as for a cache. MindSpore's kernel copies the whole tensor even then.
 #ifndef R1PARALLEL_CPU_BACKEND_SCATTER_H_
 #define R1PARALLEL_CPU_BACKEND_SCATTER_H_
 

@@ -63,7 +63,7 @@ def _with_rows(operators: Operators, rows: Callable[[int], nn.Cell]) -> Operator
 
 
 def _for_few_rows(model: Qwen2ForCausalLM) -> Qwen2ForCausalLM:
-    """Ask the CPU backend for its own products; see `cpu_backend/kernels/matmul.h`. It has them for weights as [out, in]."""
+    """Ask for the CPU backend's own products, see `cpu_backend/kernels/matmul.h`, which exist for weights [out, in]."""
     if not model.model.layers[0].attention.wo.transposed:
         for _, cell in model.cells_and_names():
             if isinstance(cell, Linear | TiedHead):

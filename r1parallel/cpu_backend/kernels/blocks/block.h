@@ -13,7 +13,8 @@
 namespace mindspore {
 namespace kernel {
 namespace r1parallel {
-// Letters: T tokens, H hidden, N query heads, M key/value heads, D head size, Y = M·D, I inner size. Weights are [out, in].
+// Letters: T tokens, H hidden, N query heads, M key/value heads, D head size, Y = M·D, I inner size. Weights are [out,
+// in].
 class Block : public Fused {
  protected:
   // The order of `WEIGHTS` in `models/fused/whole_block.py`; gradients have the same.
@@ -37,8 +38,8 @@ class Block : public Fused {
   float eps_{};
 };
 
-// A block that reads and writes a KV cache, [B, K, M, D] each for keys and values: B rows of K slots, of which the last is
-// for tokens that nobody keeps. Inputs as `models/decoding/chunk_block.py` lists them.
+// A block that reads and writes a KV cache, [B, K, M, D] each for keys and values: B rows of K slots, of which the last
+// is for tokens that nobody keeps. Inputs as `models/decoding/chunk_block.py` lists them.
 class CachedBlock : public Block {
  public:
   bool Init(const Tensors &inputs, const Tensors &) override {

@@ -1,5 +1,5 @@
-// A whole block of the model over the tokens of a call, without a cache, in one operator. block_backward.h has its gradient,
-// chunk_block.h and token_block.h the block with a cache.
+// A whole block of the model over the tokens of a call, without a cache, in one operator. block_backward.h has its
+// gradient, chunk_block.h and token_block.h the block with a cache.
 #ifndef R1PARALLEL_CPU_BACKEND_BLOCKS_BLOCK_FORWARD_H_
 #define R1PARALLEL_CPU_BACKEND_BLOCKS_BLOCK_FORWARD_H_
 

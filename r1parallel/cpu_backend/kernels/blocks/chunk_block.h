@@ -1,5 +1,5 @@
-// A whole block of the model for chunks of prompts, which fill a cache: what `Block` computes with `PromptAttention`, in
-// one operator. Only tokens that some row keeps are computed, so that a launch may offer many chunks and fill few.
+// A whole block of the model for chunks of prompts, which fill a cache: what `Block` computes with `PromptAttention`,
+// in one operator. Only tokens that some row keeps are computed, so that a launch may offer many chunks and fill few.
 #ifndef R1PARALLEL_CPU_BACKEND_BLOCKS_CHUNK_BLOCK_H_
 #define R1PARALLEL_CPU_BACKEND_BLOCKS_CHUNK_BLOCK_H_
 
@@ -12,8 +12,8 @@
 namespace mindspore {
 namespace kernel {
 namespace r1parallel {
-// Letters as in block.h; Q chunks of S tokens. x [Q·S, H], slots [Q, X] as `ChunkRows` lays them out, cos, sin [Q, S, 1, D],
-// weights, caches → y [Q·S, H], zeros where no row keeps the token. The caches are written in place.
+// Letters as in block.h; Q chunks of S tokens. x [Q·S, H], slots [Q, X] as `ChunkRows` lays them out, cos, sin [Q, S,
+// 1, D], weights, caches → y [Q·S, H], zeros where no row keeps the token. The caches are written in place.
 class ChunkBlock : public Stages<CachedBlock> {
  public:
   int Resize(const Tensors &inputs, const Tensors &outputs) override {
@@ -77,7 +77,8 @@ class ChunkBlock : public Stages<CachedBlock> {
     size_t token, row;
   };
 
-  // The kept tokens of a chunk, the row that holds the ones before them, and what each does not see, [end − begin, keys].
+  // The kept tokens of a chunk, the row that holds the ones before them, and what each does not see, [end − begin,
+  // keys].
   struct Chunk {
     size_t begin, end, row, keys;
     std::unique_ptr<bool[]> hidden;

@@ -20,8 +20,8 @@ struct AdamNumbers {
   float lr, beta1, beta2, eps, decay, scale;
 };
 
-// m, v ← moments of scale·gradient;  p ← p − lr·(m / (√v + eps) + decay·p). A function of its own, for g++ makes vectors
-// where it knows from the arguments that no two tensors are one.
+// m, v ← moments of scale·gradient;  p ← p − lr·(m / (√v + eps) + decay·p). A function of its own, for g++ makes
+// vectors where it knows from the arguments that no two tensors are one.
 __attribute__((noinline)) inline void Adam(size_t count, AdamNumbers by, const float *__restrict gradient,
                                            float *__restrict p, float *__restrict m, float *__restrict v) {
   Own(m, count);

@@ -1,8 +1,8 @@
 // Attention of one key head of one row of the batch, forward and backward, on contiguous scratch copies of its tensors.
 //
 // softmax(q·kᵀ·scale)·v over the keys that a mask shows, as in FlashAttention (Dao et al. 2022): the weights are never
-// kept, and where a mask hides everything from a tile of queries nothing is done. All query heads that share the key head
-// are done here.
+// kept, and where a mask hides everything from a tile of queries nothing is done. All query heads that share the key
+// head are done here.
 #ifndef R1PARALLEL_CPU_BACKEND_ATTENTION_H_
 #define R1PARALLEL_CPU_BACKEND_ATTENTION_H_
 
@@ -25,7 +25,8 @@ struct AttentionShape {
   float scale;
 };
 
-// The queries that are done, and which keys are hidden from them: [queries, keys] of the whole row, or nullptr for none.
+// The queries that are done, and which keys are hidden from them: [queries, keys] of the whole row, or nullptr for
+// none.
 struct QueryRange {
   size_t begin, end;
   const bool *hidden;
@@ -105,7 +106,8 @@ inline void AttentionOfOneQuery(const AttentionShape &shape, const bool *hidden,
   }
 }
 
-// f(first query, number of them, their mask, what they see, query head) for all tiles of the range and heads of the group.
+// f(first query, number of them, their mask, what they see, query head) for all tiles of the range and heads of the
+// group.
 template <typename F>
 R1_INLINE void ForEachTile(const AttentionShape &shape, const QueryRange &range, const F &f) {
   std::vector<Run> runs;

@@ -89,7 +89,8 @@ R1_INLINE Vector Sigmoid(Vector x) {
   return (x < 0.0f ? small : All(1.0f)) / (small + 1.0f);
 }
 
-// f(i, lanes) for the vectors of begin ≤ i < end, of which `lanes` loads and stores all, or at the end as many as are left.
+// f(i, lanes) for the vectors of begin ≤ i < end, of which `lanes` loads and stores all, or at the end as many as are
+// left.
 template <typename F>
 R1_INLINE void ForEachVector(size_t begin, size_t end, const F &f) {
   size_t i = begin;

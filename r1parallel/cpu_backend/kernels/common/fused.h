@@ -1,4 +1,4 @@
-// What all kernels of the library have in common.
+// The base class of all fused kernels, and access to their tensors.
 #ifndef R1PARALLEL_CPU_BACKEND_FUSED_H_
 #define R1PARALLEL_CPU_BACKEND_FUSED_H_
 
@@ -21,6 +21,8 @@ inline float *Numbers(const KernelTensor *tensor) { return static_cast<float *>(
 inline bool Given(const KernelTensor *tensor) { return tensor->dtype_id() != kMetaTypeNone; }
 inline size_t Size(const KernelTensor *tensor, size_t dim) { return static_cast<size_t>(tensor->GetShapeVector()[dim]); }
 
+// A kernel for float32 tensors. MindSpore's check of types is skipped (an operator may have None among its inputs);
+// `Init` checks instead.
 class Fused : public NativeCpuKernelMod {
  public:
   std::vector<KernelAttr> GetOpSupport() override { return {KernelAttr().AddSkipCheckAttr(true)}; }
@@ -34,7 +36,8 @@ class Fused : public NativeCpuKernelMod {
     return true;
   }
 
-  // f(begin, end) for shares of `count`, each of at least `least`, on MindSpore's own threads.
+  // Splits 0 … count into ranges of at least `least`, one a thread of MindSpore's pool, and calls f(begin, end) for
+  // each.
   template <typename F>
   void ShareOut(size_t count, size_t least, const F &f) const {
     const size_t threads = pool_ == nullptr ? 1 : pool_->GetKernelThreadNum();
@@ -51,6 +54,7 @@ class Fused : public NativeCpuKernelMod {
       nullptr, static_cast<int>(shares));
   }
 
+  // Throws an error that names the operator. Not to be called from f above: threads may not throw.
   void Require(bool holds, const char *what) const {
     if (!holds) {
       MS_LOG(EXCEPTION) << kernel_name_ << " on CPU " << what;

@@ -1,4 +1,4 @@
-// y = x·wᵀ for few rows of x: every weight is read once, while x stays near the processor.
+// y = x·wᵀ for few rows of x: every weight is read once, while x stays in the cache.
 #ifndef R1PARALLEL_CPU_BACKEND_PRODUCTS_H_
 #define R1PARALLEL_CPU_BACKEND_PRODUCTS_H_
 
@@ -7,7 +7,7 @@
 #include "common/vectors.h"
 
 namespace r1parallel {
-constexpr size_t kLine = 16;  // numbers of a line of the processor's cache
+constexpr size_t kLine = 16;  // numbers of a cache line
 
 // Dot products of one row with kOuts rows of w, which are w_row apart.
 template <size_t kOuts>
@@ -42,8 +42,8 @@ inline void SideBySide(const float *x, size_t rows, size_t depth, size_t wide, f
   }
 }
 
-// kOuts rows of w times the rows that stand side by side in kWide vectors. Each sum is made in the order of k, so that no
-// row depends on the others. The kOuts rows of w that come next are fetched meanwhile.
+// kOuts rows of w times the rows that stand side by side in kWide vectors. Each sum is made in the order of k, so that
+// no row depends on the others. The kOuts rows of w that come next are fetched meanwhile.
 template <size_t kWide, size_t kOuts>
 R1_INLINE void OutsTile(const float *x, const float *w, size_t rows, size_t depth, float *y, size_t outs) {
   constexpr size_t wide = kWide * kLane;

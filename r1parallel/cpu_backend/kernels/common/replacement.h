@@ -1,4 +1,4 @@
-// A kernel in the place of one of MindSpore's, which it keeps, for whatever it does not do itself.
+// Replacing one of MindSpore's kernels by ours, which falls back to the original for cases that it does not handle.
 #ifndef R1PARALLEL_CPU_BACKEND_REPLACEMENT_H_
 #define R1PARALLEL_CPU_BACKEND_REPLACEMENT_H_
 
@@ -14,45 +14,47 @@
 namespace mindspore {
 namespace kernel {
 namespace r1parallel {
+// Does what the original does. A subclass overrides `Launch` and calls this one for what it leaves to the original.
 class Replacement : public Fused {
  public:
-  explicit Replacement(std::shared_ptr<NativeCpuKernelMod> other) : other_(std::move(other)) {}
+  explicit Replacement(std::shared_ptr<NativeCpuKernelMod> original) : original_(std::move(original)) {}
 
-  std::vector<KernelAttr> GetOpSupport() override { return other_->GetOpSupport(); }
+  std::vector<KernelAttr> GetOpSupport() override { return original_->GetOpSupport(); }
 
   bool Init(const Tensors &inputs, const Tensors &outputs) override {
-    other_->SetThreadPool(pool_);
-    return other_->Init(primitive_, inputs, outputs);
+    original_->SetThreadPool(pool_);
+    return original_->Init(primitive_, inputs, outputs);
   }
 
   int Resize(const Tensors &inputs, const Tensors &outputs) override {
     const int own = NativeCpuKernelMod::Resize(inputs, outputs);
-    const int others = own == KRET_OK ? other_->Resize(inputs, outputs) : own;
-    SetWorkspaceSizeList(other_->GetWorkspaceSizeList());
-    return others;
+    const int result = own == KRET_OK ? original_->Resize(inputs, outputs) : own;
+    SetWorkspaceSizeList(original_->GetWorkspaceSizeList());
+    return result;
   }
 
   bool Launch(const Tensors &inputs, const Tensors &workspace, const Tensors &outputs, void *stream) override {
-    return other_->Launch(inputs, workspace, outputs, stream);
+    return original_->Launch(inputs, workspace, outputs, stream);
   }
 
  private:
-  std::shared_ptr<NativeCpuKernelMod> other_;
+  std::shared_ptr<NativeCpuKernelMod> original_;
 };
 
-// The factory's table of creators, which has no public way in. C++ lets an explicit instantiation name a private member.
+// The factory's table of creators is private. An explicit template instantiation may name private members, so this one
+// hands it out.
 using Creators = std::map<std::string, std::function<std::shared_ptr<NativeCpuKernelMod>()>>;
 Creators &CreatorsOf(Factory<NativeCpuKernelMod> *factory);
 template <Creators Factory<NativeCpuKernelMod>::*member>
-struct Opened {
+struct Access {
   friend Creators &CreatorsOf(Factory<NativeCpuKernelMod> *factory) { return factory->*member; }
 };
-template struct Opened<&Factory<NativeCpuKernelMod>::kernel_mod_creators_>;
+template struct Access<&Factory<NativeCpuKernelMod>::kernel_mod_creators_>;
 
 template <typename Kernel>
 void Replace(const std::string &name) {
   auto &creator = CreatorsOf(&Factory<NativeCpuKernelMod>::Instance())[name];
-  creator = [other = creator] { return std::make_shared<Kernel>(other()); };
+  creator = [original = creator] { return std::make_shared<Kernel>(original()); };
 }
 }  // namespace r1parallel
 }  // namespace kernel

@@ -1,4 +1,4 @@
-// The keys that some query of a tile sees, and the weights of those.
+// Which keys a tile of queries sees, and the attention weights of those.
 #ifndef R1PARALLEL_CPU_BACKEND_RUNS_H_
 #define R1PARALLEL_CPU_BACKEND_RUNS_H_
 
@@ -9,12 +9,12 @@
 #include "common/elementwise.h"
 
 namespace r1parallel {
-// Neighbouring keys, a multiple of kLane, of which some query of a tile sees something.
+// A run of consecutive keys, in whole vectors. At least one key of each vector is seen by a query of the tile.
 struct Run {
   size_t begin, count;
 };
 
-// All that these queries see, in order.
+// All runs that these queries see, in order. hidden: [queries, keys], or nullptr if nothing is.
 R1_INLINE void SeenRuns(const bool *hidden, size_t queries, size_t keys, std::vector<Run> *runs) {
   runs->clear();
   for (size_t first = 0; first < keys; first += kLane) {
@@ -31,7 +31,7 @@ R1_INLINE void SeenRuns(const bool *hidden, size_t queries, size_t keys, std::ve
   }
 }
 
-// Scores of hidden keys, and of keys that do not exist, become −∞.
+// Sets the scores of hidden keys, and of those past the last key, to −∞.
 R1_INLINE void Hide(const bool *hidden, size_t keys, const std::vector<Run> &runs, float *scores) {
   for (const auto &run : runs) {
     const size_t end = std::min(run.begin + run.count, keys);
@@ -52,12 +52,12 @@ R1_INLINE float Largest(const std::vector<Run> &runs, const float *scores) {
   return max;
 }
 
-// exp(score − max), 0 where hidden.
+// exp(score − max), 0 for hidden keys.
 R1_INLINE Vector Weight(Vector scores, float max) {
   return scores == All(-INFINITY) ? Vector{} : Exp(scores - max);
 }
 
-// Scores of the runs → weights that are not yet divided by their sum, which it returns; `max` is theirs.
+// Turns the scores of the runs into unnormalized weights. Returns their sum; `max` becomes the largest score.
 R1_INLINE float Weights(const std::vector<Run> &runs, const bool *hidden, size_t keys, float *scores, float *max) {
   Hide(hidden, keys, runs, scores);
   *max = Largest(runs, scores);

@@ -1,3 +1,4 @@
+// Buffers that a thread keeps between calls.
 #ifndef R1PARALLEL_CPU_BACKEND_SCRATCH_H_
 #define R1PARALLEL_CPU_BACKEND_SCRATCH_H_
 

@@ -1,4 +1,4 @@
-// Products of large matrices in float32, by oneDNN: a part of the result for each thread.
+// Products of large float32 matrices by oneDNN, each thread computes a part of the result.
 #ifndef R1PARALLEL_CPU_BACKEND_SGEMM_H_
 #define R1PARALLEL_CPU_BACKEND_SGEMM_H_
 

@@ -1,5 +1,5 @@
-// Vector arithmetic of the fused kernels: products of small matrices, and exp. g++'s vectors, for whatever processor it
-// compiles for.
+// SIMD vectors of the fused kernels, with exp and products of small matrices. They are g++'s vector extensions, as wide
+// as the processor that it compiles for.
 #ifndef R1PARALLEL_CPU_BACKEND_VECTORS_H_
 #define R1PARALLEL_CPU_BACKEND_VECTORS_H_
 
@@ -11,7 +11,7 @@
 #define R1_INLINE static R1_INLINE_MEMBER
 
 namespace r1parallel {
-// Numbers of a vector: as many as the processor takes at once, for g++ makes slow code of longer ones.
+// Numbers of a vector: a register of the processor, since g++ makes slow code of longer ones.
 #if defined(__AVX512F__)
 constexpr size_t kLane = 16;
 #elif defined(__AVX__)
