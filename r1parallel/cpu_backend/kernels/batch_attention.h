@@ -106,15 +106,15 @@ inline void Attend(const Fused &kernel, const Grid &grid, const Masks &masks, co
       heads.push_back({of.query + at, of.max + statistics, of.sum + statistics, of.output + at});
     });
     const size_t at = row * grid.key_row + key_head * grid.key_head;
-    ::r1parallel::AttentionForward(grid.shape, Range(masks, grid, row, part), of.key + at, of.value + at,
-                                   heads.data());
+    ::r1parallel::AttentionForward(grid.shape, Range(masks, grid, row, part), of.key + at, of.value + at, heads.data());
   });
 }
 
 inline void AttendBackward(const Fused &kernel, const Grid &grid, const Masks &masks, const Attended &of,
                            const AttendedGradient &gradient) {
   const size_t size = grid.rows * grid.key_row;
-  std::vector<float> others(QueryParts(grid) == 1 ? 0 : 2 * size);  // of keys and values, from the second half of the queries
+  std::vector<float> others(
+    QueryParts(grid) == 1 ? 0 : 2 * size);  // of keys and values, from the second half of the queries
   ForEachKeyHead(kernel, grid, [&](size_t row, size_t key_head, size_t part) {
     std::vector<QueryHeadGradient> heads;
     grid.ForEachQueryHead(row, key_head, [&](size_t at, size_t statistics) {
@@ -124,8 +124,8 @@ inline void AttendBackward(const Fused &kernel, const Grid &grid, const Masks &m
     const size_t at = row * grid.key_row + key_head * grid.key_head;
     float *keys = part == 0 ? gradient.key : others.data();
     float *values = part == 0 ? gradient.value : others.data() + size;
-    ::r1parallel::AttentionBackward(grid.shape, Range(masks, grid, row, part), of.key + at, of.value + at,
-                                    heads.data(), keys + at, values + at);
+    ::r1parallel::AttentionBackward(grid.shape, Range(masks, grid, row, part), of.key + at, of.value + at, heads.data(),
+                                    keys + at, values + at);
   });
   if (!others.empty()) {
     AddUp(0, size, others.data(), gradient.key);

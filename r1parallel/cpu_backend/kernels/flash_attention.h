@@ -28,7 +28,8 @@ class FlashAttention : public Fused {
       Require(!Given(inputs[i]), "takes a mask and nothing else");
     }
     const int64_t layout = inputs[at.layout]->GetValueWithCheck<int64_t>();
-    Require(layout == ops::BSH || layout == ops::BNSD || layout == ops::BSND, "has the layouts BSH, BSND and BNSD only");
+    Require(layout == ops::BSH || layout == ops::BNSD || layout == ops::BSND,
+            "has the layouts BSH, BSND and BNSD only");
     const bool heads_first = layout == ops::BNSD;
     const auto heads = static_cast<size_t>(inputs[at.heads]->GetValueWithCheck<int64_t>());
     const size_t rows = Size(inputs[0], 0), queries = Size(inputs[0], heads_first ? 2 : 1);

@@ -27,7 +27,8 @@ class BlockBackward : public RowsBlock {
     const Kept kept = Parts(Numbers(inputs[kKept]));
     Buffers scratch(Numbers(workspace[0]));
     float *inverse = scratch.Next(tokens_), *normed = scratch.Next(tokens_ * hidden_);
-    const Scratch of{{inverse, normed}, scratch.Next(tokens_ * hidden_), scratch.Next(tokens_ * hidden_), scratch.Next(0)};
+    const Scratch of{
+      {inverse, normed}, scratch.Next(tokens_ * hidden_), scratch.Next(tokens_ * hidden_), scratch.Next(0)};
     OfFeedForward(inputs, outputs, kept, of);
     OfAttention(inputs, outputs, kept, of);
     return true;
@@ -76,7 +77,8 @@ class BlockBackward : public RowsBlock {
       ::r1parallel::AddUp(begin * hidden_, end * hidden_, past, to);
     });
     ShareOut(hidden_, kLeastColumns, [&](size_t begin, size_t end) {
-      ::r1parallel::NormWeightGradient(begin, end, tokens_, hidden_, of.slope, x, of.normed.inverse, Gradient(outputs, i));
+      ::r1parallel::NormWeightGradient(begin, end, tokens_, hidden_, of.slope, x, of.normed.inverse,
+                                       Gradient(outputs, i));
     });
   }
 

@@ -36,9 +36,9 @@ class RowsBlock : public Stages<Block> {
 
   Kept Parts(float *kept) const {
     Buffers buffers(kept);
-    return {buffers.Next(tokens_ * hidden_), buffers.Next(tokens_ * kv_width_),  buffers.Next(tokens_ * kv_width_),
-            buffers.Next(Statistics()),      buffers.Next(Statistics()),     buffers.Next(tokens_ * hidden_),
-            buffers.Next(tokens_ * hidden_), buffers.Next(tokens_ * inner_), buffers.Next(tokens_ * inner_)};
+    return {buffers.Next(tokens_ * hidden_), buffers.Next(tokens_ * kv_width_), buffers.Next(tokens_ * kv_width_),
+            buffers.Next(Statistics()),      buffers.Next(Statistics()),        buffers.Next(tokens_ * hidden_),
+            buffers.Next(tokens_ * hidden_), buffers.Next(tokens_ * inner_),    buffers.Next(tokens_ * inner_)};
   }
 
   void RequireKept(const KernelTensor *kept) const {
@@ -47,13 +47,13 @@ class RowsBlock : public Stages<Block> {
   }
 
   Grid MakeGrid() const {
-    return Grid(tokens_ / row_length_, row_length_, row_length_, QueryHeads(), KeyHeads(), head_size_,
-                ScoreScale(), false);
+    return Grid(tokens_ / row_length_, row_length_, row_length_, QueryHeads(), KeyHeads(), head_size_, ScoreScale(),
+                false);
   }
 
   // Rotary embedding of all tokens, [T, width].
   void RotateTokens(size_t width, bool backward, const float *from, const KernelTensor *cos, const KernelTensor *sin,
-            float *to) const {
+                    float *to) const {
     const size_t heads = width / head_size_;
     const ::r1parallel::RotaryShape shape{{1, tokens_, heads}, {0, 1, 0}, head_size_};
     ForTokens([&](size_t begin, size_t end) {
@@ -89,7 +89,8 @@ class BlockForward : public RowsBlock {
     RotateTokens(hidden_, false, projected.query, inputs[kCos], inputs[kSin], kept.query);
     RotateTokens(kv_width_, false, projected.key, inputs[kCos], inputs[kSin], kept.key);
     const Grid grid = MakeGrid();
-    Attend(*this, grid, MakeMasks(*this, inputs[kMask], grid), {kept.query, kept.key, kept.value, kept.max, kept.sum, kept.attended});
+    Attend(*this, grid, MakeMasks(*this, inputs[kMask], grid),
+           {kept.query, kept.key, kept.value, kept.max, kept.sum, kept.attended});
     FeedForwardStage(inputs, x, kept.attended, normed, {kept.middle, kept.gate, kept.up, gated}, Numbers(outputs[0]));
     return true;
   }

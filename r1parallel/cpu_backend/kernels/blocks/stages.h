@@ -59,7 +59,8 @@ class Stages : public Base {
 
   void Norm(const Tensors &inputs, Weight i, const float *x, const Normed &to) const {
     ForTokens([&](size_t begin, size_t end) {
-      ::r1parallel::NormForward(begin, end, this->hidden_, this->eps_, x, this->WeightData(inputs, i), to.x, to.inverse);
+      ::r1parallel::NormForward(begin, end, this->hidden_, this->eps_, x, this->WeightData(inputs, i), to.x,
+                                to.inverse);
     });
   }
 

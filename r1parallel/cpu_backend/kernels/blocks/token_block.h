@@ -149,8 +149,8 @@ class TokenBlock : public CachedBlock {
     std::copy_n(value_.data() + head, head_size_, Numbers(inputs[kValues]) + own);
     std::vector<float> queries(group * head_size_);
     RotateToken(inputs, token, group, query_.data() + first, queries.data());
-    AttendToCache(inputs, {queries.data(), attended_.data() + first, 1, key_head, row, first_slot,
-                           slot - first_slot + 1, nullptr});
+    AttendToCache(
+      inputs, {queries.data(), attended_.data() + first, 1, key_head, row, first_slot, slot - first_slot + 1, nullptr});
   }
 
   size_t rows_{};

@@ -26,7 +26,9 @@ class Group {
   size_t size() const { return size_; }
   size_t rank() const { return rank_; }
 
-  size_t FromWorld(uint32_t rank) const { return CollectiveManager::instance()->GetGroupRankFromWorldRank(rank, name_); }
+  size_t FromWorld(uint32_t rank) const {
+    return CollectiveManager::instance()->GetGroupRankFromWorldRank(rank, name_);
+  }
 
   void Send(const char *data, size_t bytes, size_t peer) const {
     if (bytes > 0 && !Library()->Send(data, bytes, kNumberTypeInt8, static_cast<uint32_t>(peer), name_)) {
@@ -37,8 +39,8 @@ class Group {
   // Waits as long as MS_NODE_TIMEOUT says. A receive that gave up cannot be asked for again: MCCL counts messages.
   void Receive(char *data, size_t bytes, size_t peer) const {
     if (bytes > 0 && !Library()->Recv(data, bytes, kNumberTypeInt8, static_cast<uint32_t>(peer), name_)) {
-      MS_LOG(EXCEPTION) << "Waited MS_NODE_TIMEOUT seconds for " << bytes << " bytes from rank " << peer
-                        << " of group " << name_ << "; it is slow, hangs, or is gone";
+      MS_LOG(EXCEPTION) << "Waited MS_NODE_TIMEOUT seconds for " << bytes << " bytes from rank " << peer << " of group "
+                        << name_ << "; it is slow, hangs, or is gone";
     }
   }
 
@@ -111,7 +113,8 @@ void Fold(const std::string &op, const std::vector<const char *> &parts, char *r
   }
 }
 
-inline void FoldAs(TypeId type, const std::string &op, const std::vector<const char *> &parts, char *result, size_t count) {
+inline void FoldAs(TypeId type, const std::string &op, const std::vector<const char *> &parts, char *result,
+                   size_t count) {
   switch (type) {
     case kNumberTypeFloat32:
       return Fold<float>(op, parts, result, count);
@@ -126,7 +129,7 @@ inline void FoldAs(TypeId type, const std::string &op, const std::vector<const c
 
 // Sends every rank its share of `input` and leaves the reduction of this rank's share in `result`.
 inline void ReduceShares(const Group &group, TypeId type, const std::string &op, const char *input, size_t item,
-                  const std::vector<size_t> &begins, char *result) {
+                         const std::vector<size_t> &begins, char *result) {
   const size_t count = begins[group.rank() + 1] - begins[group.rank()];
   std::vector<char> received(count * item * group.size());
   std::vector<const char *> parts(group.size());

@@ -130,8 +130,8 @@ R1_INLINE void GatherScaled(const AttentionShape &shape, const float *query, siz
   }
 }
 
-inline void AttentionForward(const AttentionShape &shape, const QueryRange &range, const float *key,
-                             const float *value, const QueryHead *heads) {
+inline void AttentionForward(const AttentionShape &shape, const QueryRange &range, const float *key, const float *value,
+                             const QueryHead *heads) {
   if (shape.queries == 1 && shape.size % kLane == 0) {
     AttentionOfOneQuery(shape, range.hidden, key, value, heads);
     return;
@@ -144,33 +144,34 @@ inline void AttentionForward(const AttentionShape &shape, const QueryRange &rang
   GatherTransposed(key, shape.key_token, shape.keys, shape.size, long_, keys);
   Gather(value, shape.key_token, shape.keys, shape.size, wide, values);
   std::memset(values + shape.keys * wide, 0, (long_ - shape.keys) * wide * sizeof(float));
-  ForEachTile(shape, range, [&](size_t first, size_t count, const bool *hidden, const std::vector<Run> &runs, size_t n) {
-    const auto &head = heads[n];
-    GatherScaled(shape, head.query, first, count, wide, queries);
-    for (const auto &run : runs) {
-      Multiply(queries, wide, 1, keys + run.begin, long_, scores + run.begin, long_, count, shape.size, run.count,
-               false);
-    }
-    for (size_t i = 0; i < count; ++i) {
-      float *row = scores + i * long_;
-      float max;
-      const float sum = Weights(runs, hidden == nullptr ? nullptr : hidden + i * shape.keys, shape.keys, row, &max);
-      inverses[i] = sum > 0.0f ? 1.0f / sum : 0.0f;  // a query that sees nothing gives zeros
-      std::fill_n(head.max + (first + i) * kStatistics, kStatistics, max);
-      std::fill_n(head.sum + (first + i) * kStatistics, kStatistics, sum);
-    }
-    std::fill_n(outputs, count * wide, 0.0f);
-    for (const auto &run : runs) {
-      Multiply(scores + run.begin, long_, 1, values + run.begin * wide, wide, outputs, wide, count, run.count, wide,
-               true);
-    }
-    for (size_t i = 0; i < count; ++i) {
-      float *to = head.output + (first + i) * shape.query_token;
-      for (size_t d = 0; d < shape.size; ++d) {
-        to[d] = outputs[i * wide + d] * inverses[i];
+  ForEachTile(
+    shape, range, [&](size_t first, size_t count, const bool *hidden, const std::vector<Run> &runs, size_t n) {
+      const auto &head = heads[n];
+      GatherScaled(shape, head.query, first, count, wide, queries);
+      for (const auto &run : runs) {
+        Multiply(queries, wide, 1, keys + run.begin, long_, scores + run.begin, long_, count, shape.size, run.count,
+                 false);
       }
-    }
-  });
+      for (size_t i = 0; i < count; ++i) {
+        float *row = scores + i * long_;
+        float max;
+        const float sum = Weights(runs, hidden == nullptr ? nullptr : hidden + i * shape.keys, shape.keys, row, &max);
+        inverses[i] = sum > 0.0f ? 1.0f / sum : 0.0f;  // a query that sees nothing gives zeros
+        std::fill_n(head.max + (first + i) * kStatistics, kStatistics, max);
+        std::fill_n(head.sum + (first + i) * kStatistics, kStatistics, sum);
+      }
+      std::fill_n(outputs, count * wide, 0.0f);
+      for (const auto &run : runs) {
+        Multiply(scores + run.begin, long_, 1, values + run.begin * wide, wide, outputs, wide, count, run.count, wide,
+                 true);
+      }
+      for (size_t i = 0; i < count; ++i) {
+        float *to = head.output + (first + i) * shape.query_token;
+        for (size_t d = 0; d < shape.size; ++d) {
+          to[d] = outputs[i * wide + d] * inverses[i];
+        }
+      }
+    });
 }
 
 // Gradients of keys and values are what these queries alone add to them.
@@ -191,50 +192,51 @@ inline void AttentionBackward(const AttentionShape &shape, const QueryRange &ran
   std::memset(keys + shape.keys * wide, 0, (long_ - shape.keys) * wide * sizeof(float));
   std::fill_n(key_sums, long_ * wide, 0.0f);
   std::fill_n(value_sums, long_ * wide, 0.0f);
-  ForEachTile(shape, range, [&](size_t first, size_t count, const bool *hidden, const std::vector<Run> &runs, size_t n) {
-    const auto &head = heads[n];
-    GatherScaled(shape, head.query, first, count, wide, queries);
-    Gather(head.output_gradient + first * shape.query_token, shape.query_token, count, shape.size, wide, given);
-    for (const auto &run : runs) {
-      Multiply(queries, wide, 1, keys_t + run.begin, long_, weights + run.begin, long_, count, shape.size, run.count,
-               false);
-      Multiply(given, wide, 1, values_t + run.begin, long_, slopes + run.begin, long_, count, shape.size, run.count,
-               false);
-    }
-    for (size_t i = 0; i < count; ++i) {
-      float *row = weights + i * long_, *slope = slopes + i * long_;
-      const float max = head.max[(first + i) * kStatistics], sum = head.sum[(first + i) * kStatistics];
-      const float inverse = sum > 0.0f ? 1.0f / sum : 0.0f;
-      const float *output = head.output + (first + i) * shape.query_token;
-      const float *gradient = given + i * wide;
-      float along = 0.0f;  // Σ gradient · output = Σ weight · slope
-      for (size_t d = 0; d < shape.size; ++d) {
-        along += gradient[d] * output[d];
-      }
-      Hide(hidden == nullptr ? nullptr : hidden + i * shape.keys, shape.keys, runs, row);
+  ForEachTile(
+    shape, range, [&](size_t first, size_t count, const bool *hidden, const std::vector<Run> &runs, size_t n) {
+      const auto &head = heads[n];
+      GatherScaled(shape, head.query, first, count, wide, queries);
+      Gather(head.output_gradient + first * shape.query_token, shape.query_token, count, shape.size, wide, given);
       for (const auto &run : runs) {
-        for (size_t j = run.begin; j < run.begin + run.count; j += kLane) {
-          const Vector weight = Weight(Load(row + j), max) * inverse;
-          Store(row + j, weight);
-          Store(slope + j, weight * (Load(slope + j) - along));
+        Multiply(queries, wide, 1, keys_t + run.begin, long_, weights + run.begin, long_, count, shape.size, run.count,
+                 false);
+        Multiply(given, wide, 1, values_t + run.begin, long_, slopes + run.begin, long_, count, shape.size, run.count,
+                 false);
+      }
+      for (size_t i = 0; i < count; ++i) {
+        float *row = weights + i * long_, *slope = slopes + i * long_;
+        const float max = head.max[(first + i) * kStatistics], sum = head.sum[(first + i) * kStatistics];
+        const float inverse = sum > 0.0f ? 1.0f / sum : 0.0f;
+        const float *output = head.output + (first + i) * shape.query_token;
+        const float *gradient = given + i * wide;
+        float along = 0.0f;  // Σ gradient · output = Σ weight · slope
+        for (size_t d = 0; d < shape.size; ++d) {
+          along += gradient[d] * output[d];
+        }
+        Hide(hidden == nullptr ? nullptr : hidden + i * shape.keys, shape.keys, runs, row);
+        for (const auto &run : runs) {
+          for (size_t j = run.begin; j < run.begin + run.count; j += kLane) {
+            const Vector weight = Weight(Load(row + j), max) * inverse;
+            Store(row + j, weight);
+            Store(slope + j, weight * (Load(slope + j) - along));
+          }
         }
       }
-    }
-    std::fill_n(gradients, count * wide, 0.0f);
-    for (const auto &run : runs) {
-      const size_t at = run.begin * wide;
-      Multiply(slopes + run.begin, long_, 1, keys + at, wide, gradients, wide, count, run.count, wide, true);
-      // The queries were scaled before, so this gradient is; the queries' own is scaled below.
-      Multiply(slopes + run.begin, 1, long_, queries, wide, key_sums + at, wide, run.count, count, wide, true);
-      Multiply(weights + run.begin, 1, long_, given, wide, value_sums + at, wide, run.count, count, wide, true);
-    }
-    for (size_t i = 0; i < count; ++i) {
-      float *to = head.query_gradient + (first + i) * shape.query_token;
-      for (size_t d = 0; d < shape.size; ++d) {
-        to[d] = gradients[i * wide + d] * shape.scale;
+      std::fill_n(gradients, count * wide, 0.0f);
+      for (const auto &run : runs) {
+        const size_t at = run.begin * wide;
+        Multiply(slopes + run.begin, long_, 1, keys + at, wide, gradients, wide, count, run.count, wide, true);
+        // The queries were scaled before, so this gradient is; the queries' own is scaled below.
+        Multiply(slopes + run.begin, 1, long_, queries, wide, key_sums + at, wide, run.count, count, wide, true);
+        Multiply(weights + run.begin, 1, long_, given, wide, value_sums + at, wide, run.count, count, wide, true);
       }
-    }
-  });
+      for (size_t i = 0; i < count; ++i) {
+        float *to = head.query_gradient + (first + i) * shape.query_token;
+        for (size_t d = 0; d < shape.size; ++d) {
+          to[d] = gradients[i * wide + d] * shape.scale;
+        }
+      }
+    });
   for (size_t s = 0; s < shape.keys; ++s) {
     std::copy_n(key_sums + s * wide, shape.size, key_gradient + s * shape.key_token);
     std::copy_n(value_sums + s * wide, shape.size, value_gradient + s * shape.key_token);

@@ -41,8 +41,8 @@ R1_INLINE float Largest(const float *x, size_t size) {
   return max;
 }
 
-inline void NormForward(size_t begin, size_t end, size_t size, float eps, const float *x,
-                                   const float *weight, float *y, float *inverse) {
+inline void NormForward(size_t begin, size_t end, size_t size, float eps, const float *x, const float *weight, float *y,
+                        float *inverse) {
   for (size_t row = begin; row < end; ++row) {
     const float *from = x + row * size;
     float *to = y + row * size;
@@ -55,8 +55,8 @@ inline void NormForward(size_t begin, size_t end, size_t size, float eps, const 
 }
 
 // dx = factor · (dy·weight − x · factor² · mean(dy·weight·x))
-inline void NormBackward(size_t begin, size_t end, size_t size, const float *dy, const float *x,
-                                    const float *inverse, const float *weight, float *dx) {
+inline void NormBackward(size_t begin, size_t end, size_t size, const float *dy, const float *x, const float *inverse,
+                         const float *weight, float *dx) {
   for (size_t row = begin; row < end; ++row) {
     const float *slope = dy + row * size, *from = x + row * size;
     float *to = dx + row * size;
@@ -69,8 +69,8 @@ inline void NormBackward(size_t begin, size_t end, size_t size, const float *dy,
 }
 
 // Columns begin … end of Σ dy·x·factor over the rows, which are added up in order.
-inline void NormWeightGradient(size_t begin, size_t end, size_t rows, size_t size, const float *dy,
-                                          const float *x, const float *inverse, float *gradient) {
+inline void NormWeightGradient(size_t begin, size_t end, size_t rows, size_t size, const float *dy, const float *x,
+                               const float *inverse, float *gradient) {
   for (size_t i = begin; i < end; ++i) {
     gradient[i] = 0.0f;
   }
@@ -152,8 +152,8 @@ struct RotaryShape {
 };
 
 // Heads begin … end. With the halves (a, b) of a head: (a·cos − b·sin, b·cos + a·sin); backward the transposition.
-inline void Rotate(size_t begin, size_t end, const RotaryShape &shape, bool backward, const float *x,
-                              const float *cos, const float *sin, float *y) {
+inline void Rotate(size_t begin, size_t end, const RotaryShape &shape, bool backward, const float *x, const float *cos,
+                   const float *sin, float *y) {
   const size_t half = shape.size / 2;
   for (size_t head = begin; head < end; ++head) {
     const size_t c = head % shape.count[2], b = head / shape.count[2] % shape.count[1];

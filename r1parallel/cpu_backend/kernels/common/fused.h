@@ -19,7 +19,9 @@ using Tensors = std::vector<KernelTensor *>;
 
 inline float *Numbers(const KernelTensor *tensor) { return static_cast<float *>(tensor->device_ptr()); }
 inline bool Given(const KernelTensor *tensor) { return tensor->dtype_id() != kMetaTypeNone; }
-inline size_t Size(const KernelTensor *tensor, size_t dim) { return static_cast<size_t>(tensor->GetShapeVector()[dim]); }
+inline size_t Size(const KernelTensor *tensor, size_t dim) {
+  return static_cast<size_t>(tensor->GetShapeVector()[dim]);
+}
 
 // A kernel for float32 tensors. MindSpore's check of types is skipped (an operator may have None among its inputs);
 // `Init` checks instead.

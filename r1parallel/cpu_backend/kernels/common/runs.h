@@ -53,9 +53,7 @@ R1_INLINE float Largest(const std::vector<Run> &runs, const float *scores) {
 }
 
 // exp(score − max), 0 for hidden keys.
-R1_INLINE Vector Weight(Vector scores, float max) {
-  return scores == All(-INFINITY) ? Vector{} : Exp(scores - max);
-}
+R1_INLINE Vector Weight(Vector scores, float max) { return scores == All(-INFINITY) ? Vector{} : Exp(scores - max); }
 
 // Turns the scores of the runs into unnormalized weights. Returns their sum; `max` becomes the largest score.
 R1_INLINE float Weights(const std::vector<Run> &runs, const bool *hidden, size_t keys, float *scores, float *max) {

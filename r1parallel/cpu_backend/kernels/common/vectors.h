@@ -57,13 +57,14 @@ R1_INLINE float Sum(Vector x) {
   typedef float Four __attribute__((vector_size(4 * sizeof(float))));
 #ifdef __AVX512F__
   typedef float Eight __attribute__((vector_size(8 * sizeof(float))));
-  const Eight eight = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) +
-                      __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
+  const Eight eight =
+    __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) + __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
 #elif defined(__AVX__)
   const Vector eight = x;
 #endif
 #ifdef __AVX__
-  const Four four = __builtin_shufflevector(eight, eight, 0, 1, 2, 3) + __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
+  const Four four =
+    __builtin_shufflevector(eight, eight, 0, 1, 2, 3) + __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
 #else
   const Four four = x;
 #endif

@@ -47,9 +47,7 @@ class AddTo : public Replacement {
     }
     float *sum = Numbers(inputs[0]);
     const float *x = Numbers(inputs[1]);
-    ShareOut(inputs[0]->size() / sizeof(float), kSpan, [&](size_t begin, size_t end) {
-      AddToSum(begin, end, x, sum);
-    });
+    ShareOut(inputs[0]->size() / sizeof(float), kSpan, [&](size_t begin, size_t end) { AddToSum(begin, end, x, sum); });
     return true;
   }
 };
