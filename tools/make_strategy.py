@@ -9,7 +9,7 @@ from r1parallel.config.loading.load import sections_in
 from r1parallel.config.schema import RunConfig
 from r1parallel.errors import run_command
 from r1parallel.parallel.layout.describe import describe_rank, first_ranks, parse_ranks
-from r1parallel.parallel.layout.from_config import configured_layout
+from r1parallel.parallel.layout.from_config import layout_before_run
 from r1parallel.parallel.layout.strategy_files import STRATEGY_NAMES, write_model_strategies
 
 SECTIONS = [field.name for field in fields(RunConfig)]  # a grpo.yaml and a sft.yaml are both understood
@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> None:
     )
     args, keys = parser.parse_known_args(argv)
     config = parse_command_line(["--config", args.config, *keys], SECTIONS, parser.prog, "")
-    layout = configured_layout(config, args.model, args.world_size)
+    layout = layout_before_run(config, args.model, args.world_size)
     ranks = [] if args.ranks is None else parse_ranks(args.ranks, layout.world_size)
     for rank in ranks:
         print(describe_rank(layout, rank), end="\n\n")

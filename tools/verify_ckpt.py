@@ -6,12 +6,12 @@ Exit code 0: equal; 1: they differ, or something is damaged; 2: they cannot be c
 import argparse
 from collections.abc import Sequence
 
+from r1parallel.checkpoint.check_manifests import check_manifests, write_missing_manifests
 from r1parallel.checkpoint.command_line import add_workers_flag, read_layout
+from r1parallel.checkpoint.compare import compare_checkpoints
 from r1parallel.checkpoint.comparing.findings import Finding, Report
 from r1parallel.checkpoint.formats.dtypes import WEIGHT_DTYPES
 from r1parallel.checkpoint.reading.source import open_source
-from r1parallel.checkpoint.verify import compare_checkpoints
-from r1parallel.checkpoint.verify_files import verify_manifests, write_manifests
 from r1parallel.errors import UserError, run_command
 
 
@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> None:
     args = _parser().parse_args(argv)
     _check(args)
     if args.manifest:
-        written = write_manifests(args.a, args.transform_process_num)
+        written = write_missing_manifests(args.a, args.transform_process_num)
         print(f"wrote {written.new} manifests in {args.a}, left {written.kept} as they were")
         return
     report = _compare(args) if args.b else _verify(args)
@@ -60,7 +60,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _verify(args: argparse.Namespace) -> Report:
-    report = verify_manifests(args.a, read_layout(args.strategy_a), args.prefix_a, args.transform_process_num)
+    report = check_manifests(args.a, read_layout(args.strategy_a), args.prefix_a, args.transform_process_num)
     print(report.body)
     return report
 

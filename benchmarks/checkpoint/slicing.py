@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from r1parallel.checkpoint.reading.rows import Rows, words
+from r1parallel.checkpoint.reading.tensor_rows import TensorRows, words
 from r1parallel.checkpoint.tables.names import to_hf
 from r1parallel.checkpoint.writing.copy_engine import create_file
 from r1parallel.checkpoint.writing.output import plan_full, write_output
@@ -83,7 +83,7 @@ def main() -> None:
 def prepare(work: Path) -> None:
     """The source in both formats, and the strategy."""
     (work / "full").mkdir()
-    tensors: Mapping[str, Rows] = {name: RandomRows(shape) for name, shape in MODEL.parameter_shapes().items()}
+    tensors: Mapping[str, TensorRows] = {name: RandomRows(shape) for name, shape in MODEL.parameter_shapes().items()}
     write_output(plan_full(tensors, {"format": "ms"}), work / "full", 1)
     write_model_config(MODEL, work / "full" / "config.json")
     write_merged_strategy(ModelLayout(MODEL, Mesh(tp=4, pp=2)), work / "tp4pp2.ckpt")

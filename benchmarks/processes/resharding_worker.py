@@ -62,7 +62,7 @@ def missing(source: ModelLayout, target: ModelLayout, name: str, rank: int) -> i
 
 def measured(case: Mapping[str, Any], job: Mapping[str, Any], world: World) -> dict[str, Any]:
     from r1parallel.parallel.moving.collectives import barrier
-    from r1parallel.parallel.moving.slice_checksums import verify_reshard
+    from r1parallel.parallel.moving.slice_checksums import check_resharded_slices
     from r1parallel.parallel.moving.transport import choose_transport
 
     source, target = layouts(case, job["sizes"])
@@ -82,7 +82,7 @@ def measured(case: Mapping[str, Any], job: Mapping[str, Any], world: World) -> d
         arrived = reshard(plan, world.rank, values, counting)
         seconds.append(time.perf_counter() - began)
         began = time.perf_counter()
-        verify_reshard(source, target, world, values, arrived)
+        check_resharded_slices(source, target, world, values, arrived)
         verified.append(time.perf_counter() - began)
     return {
         "transport": type(transport).__name__,

@@ -3,7 +3,7 @@
 import random
 from pathlib import Path
 
-from r1parallel.data.text.sources import Source
+from r1parallel.data.text.sources import ExampleSource
 
 COMPLETIONS = 256  # of a batch
 _WORKING = "We set up the equation, simplify both sides and collect the terms step by step. "
@@ -14,7 +14,7 @@ def answer_batches(gsm8k: Path, count: int) -> list[dict[str, list[str]]]:
 
     Every completion has one \boxed{..}, where all rewards look, and ends with it.
     """
-    worked = [(example.answer, example.solution) for example in Source("gsm8k", gsm8k, False)]
+    worked = [(example.answer, example.solution) for example in ExampleSource("gsm8k", gsm8k, False)]
     draw = random.Random(0)
     batches = []
     for _ in range(count):

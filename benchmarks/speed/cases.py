@@ -9,7 +9,7 @@ import numpy as np
 
 from r1parallel.config.model import load_model_config
 from r1parallel.data.templates import render
-from r1parallel.data.text.sources import Source
+from r1parallel.data.text.sources import ExampleSource
 from r1parallel.data.text.tokenizer import load_tokenizer
 from r1parallel.errors import UserError
 
@@ -74,7 +74,7 @@ def random_ids(model: Path, rows: int, length: int, seed: int = 0) -> list[list[
 def gsm8k_prompts(model: Path, gsm8k: Path, prompt_type: str) -> Iterator[tuple[str, list[int]]]:
     """(prompt, ids) of every problem."""
     tokenizer = load_tokenizer(model)
-    for example in Source("gsm8k", gsm8k, False):
+    for example in ExampleSource("gsm8k", gsm8k, False):
         prompt = render(prompt_type, example.question, tokenizer)
         yield prompt, tokenizer.encode(prompt)
 

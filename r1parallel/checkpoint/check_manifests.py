@@ -11,14 +11,14 @@ from r1parallel.checkpoint.comparing.hashing import byte_count, hash_rows, work_
 from r1parallel.checkpoint.formats.manifest import SUFFIX, manifest_path, write_manifest
 from r1parallel.checkpoint.formats.tensor_entry import TensorEntry
 from r1parallel.checkpoint.formats.tensor_file import FORMATS, INDEX_FILE, rank_folders
-from r1parallel.checkpoint.reading.rows import StoredRows
-from r1parallel.checkpoint.reading.source import STRATEGY_FILE, Source, open_source
+from r1parallel.checkpoint.reading.source import STRATEGY_FILE, CheckpointSource, open_source
+from r1parallel.checkpoint.reading.tensor_rows import StoredRows
 from r1parallel.checkpoint.run_state import load_run_state
 from r1parallel.checkpoint.writing.copy_engine import Progress
 from r1parallel.checkpoint.writing.folders import explained
 from r1parallel.checkpoint.writing.workers import default_workers
 from r1parallel.errors import UserError
-from r1parallel.parallel.layout.tensor_layout import Layout
+from r1parallel.parallel.layout.tensor_layout import StageLayouts
 
 
 def weights_files(path: Path) -> list[Path]:
@@ -36,8 +36,8 @@ def weights_files(path: Path) -> list[Path]:
     return files
 
 
-def verify_manifests(
-    path: str | Path, layout: Layout | None = None, prefix: str = "", workers: int | None = None
+def check_manifests(
+    path: str | Path, layout: StageLayouts | None = None, prefix: str = "", workers: int | None = None
 ) -> Report:
     """Read every weights file of a checkpoint whole and compare it with its manifest; look for what is missing too.
 
@@ -79,7 +79,7 @@ class Written:
     kept: int
 
 
-def write_manifests(path: str | Path, workers: int | None = None) -> Written:
+def write_missing_manifests(path: str | Path, workers: int | None = None) -> Written:
     """Hash every weights file that has no manifest, and write it; one that is there is left as it is.
 
     Raises:
@@ -106,7 +106,7 @@ def _folders(path: Path) -> list[Path]:
     return [path, *rank_folders(path).values()]
 
 
-def _open(files: Sequence[Path]) -> tuple[list[Source], list[Finding]]:
+def _open(files: Sequence[Path]) -> tuple[list[CheckpointSource], list[Finding]]:
     """The files that can be opened, and what is wrong with the headers, sizes or manifests of the others."""
     sources, findings = [], []
     for file in files:
@@ -137,7 +137,7 @@ def _has_file(manifest: Path) -> bool:
     return manifest.with_name(manifest.name.removesuffix(SUFFIX)).is_file()
 
 
-def _incomplete(path: Path, layout: Layout | None, prefix: str) -> list[Finding]:
+def _incomplete(path: Path, layout: StageLayouts | None, prefix: str) -> list[Finding]:
     """What an index, a strategy or the state of a run says is there, and is not."""
     try:
         if (path / "state.json").is_file():

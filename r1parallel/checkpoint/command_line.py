@@ -11,7 +11,7 @@ from r1parallel.checkpoint.tables.names import FAMILIES
 from r1parallel.checkpoint.writing.output import MAX_SHARD_SIZE
 from r1parallel.errors import UserError
 from r1parallel.parallel.layout.strategy_files import read_strategy
-from r1parallel.parallel.layout.tensor_layout import Layout
+from r1parallel.parallel.layout.tensor_layout import StageLayouts
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -78,7 +78,7 @@ def convert_target(args: argparse.Namespace) -> Target:
     return Target(names, args.dtype, args.qkv_concat, args.output_format, args.max_shard_size, layout, args.prefix)
 
 
-def read_layout(path: str, world_size: int | None = None) -> Layout | None:
+def read_layout(path: str, world_size: int | None = None) -> StageLayouts | None:
     """The layout of a strategy; None where the flag is "None".
 
     Raises:
@@ -92,7 +92,7 @@ def read_layout(path: str, world_size: int | None = None) -> Layout | None:
     return layout
 
 
-def read_ranks(text: str | None, layout: Layout | None) -> list[int] | None:
+def read_ranks(text: str | None, layout: StageLayouts | None) -> list[int] | None:
     """The ranks of `--rank_id`, such as 3 or 0,2 or 8-15; None: all.
 
     Raises:

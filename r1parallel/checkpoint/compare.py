@@ -10,9 +10,9 @@ from r1parallel.checkpoint.comparing.findings import LISTED, Finding, Report
 from r1parallel.checkpoint.comparing.hashing import byte_count, hash_rows, work_through
 from r1parallel.checkpoint.comparing.pairing import Pair, Pairing, known_family, pair_up
 from r1parallel.checkpoint.formats.dtypes import CONFIG_DTYPES, DTYPES, WEIGHT_DTYPES
-from r1parallel.checkpoint.reading.rows import Rows, cast_rows, words
-from r1parallel.checkpoint.reading.source import Source
+from r1parallel.checkpoint.reading.source import CheckpointSource
 from r1parallel.checkpoint.reading.streams import Streams
+from r1parallel.checkpoint.reading.tensor_rows import TensorRows, cast_rows, words
 from r1parallel.checkpoint.reading.windows import windows
 from r1parallel.checkpoint.writing.copy_engine import Progress
 from r1parallel.checkpoint.writing.workers import default_workers
@@ -29,7 +29,9 @@ class _Outcome:
     damaged: Sequence[str]
 
 
-def compare_checkpoints(first: Source, second: Source, dtype: str | None = None, workers: int | None = None) -> Report:
+def compare_checkpoints(
+    first: CheckpointSource, second: CheckpointSource, dtype: str | None = None, workers: int | None = None
+) -> Report:
     """Compare names, shapes, dtypes and hashes of all full tensors. Where files have manifests, and where ranks hold
     copies, these are compared too.
 
@@ -61,7 +63,7 @@ def compare_checkpoints(first: Source, second: Source, dtype: str | None = None,
     return Report(tuple(about), tuple(findings), total)
 
 
-def _cast(rows: Rows, dtype: str | None, name: str) -> Rows:
+def _cast(rows: TensorRows, dtype: str | None, name: str) -> TensorRows:
     return cast_rows(rows, WEIGHT_DTYPES[dtype], name) if dtype and rows.dtype in CONFIG_DTYPES else rows
 
 
@@ -143,13 +145,13 @@ def _texts(elements: Sequence[np.ndarray], dtype: str) -> list[str]:
     return [f"{text} (0x{int(element[0]):x})" for text, element in zip(texts, elements, strict=True)]
 
 
-def _side_line(side: str, source: Source) -> str:
+def _side_line(side: str, source: CheckpointSource) -> str:
     family = known_family(source)
     names = f"{family} names" if family else "names of no whole model, compared as stored"
     return f"{side}  {source.path}: {len(source.tensors)} tensors in {len(source.files)} files, {names}"
 
 
-def _manifest_line(first: Source, second: Source, pairs: Sequence[Pair]) -> str:
+def _manifest_line(first: CheckpointSource, second: CheckpointSource, pairs: Sequence[Pair]) -> str:
     parts = []
     for index, (side, source) in enumerate((("A", first), ("B", second))):
         names = {pair.stored[index] for pair in pairs}

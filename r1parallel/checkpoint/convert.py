@@ -7,8 +7,8 @@ from pathlib import Path
 from r1parallel.checkpoint.formats.dtypes import WEIGHT_DTYPES
 from r1parallel.checkpoint.formats.side_files import copy_side_files, read_config, write_config
 from r1parallel.checkpoint.reading.match import match_model
-from r1parallel.checkpoint.reading.rows import InterleavedRows, Rows, cast_rows
-from r1parallel.checkpoint.reading.source import STRATEGY_FILE, Source, open_source
+from r1parallel.checkpoint.reading.source import STRATEGY_FILE, CheckpointSource, open_source
+from r1parallel.checkpoint.reading.tensor_rows import InterleavedRows, TensorRows, cast_rows
 from r1parallel.checkpoint.tables.names import concatenated_tensors, group_rows, translate
 from r1parallel.checkpoint.tables.placement import check_all_placed
 from r1parallel.checkpoint.writing.folders import check_apart, check_space, new_folder
@@ -18,7 +18,7 @@ from r1parallel.checkpoint.writing.workers import default_workers
 from r1parallel.config.model import ModelConfig, load_model_config
 from r1parallel.errors import UserError
 from r1parallel.parallel.layout.strategy_files import write_merged_strategy
-from r1parallel.parallel.layout.tensor_layout import Layout
+from r1parallel.parallel.layout.tensor_layout import StageLayouts
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Target:
     concatenate: bool = False
     kind: str = "safetensors"
     max_shard_size: int = MAX_SHARD_SIZE
-    layout: Layout | None = None
+    layout: StageLayouts | None = None
     prefix: str = "checkpoint_"
 
 
@@ -94,7 +94,7 @@ def convert_weight(
 
 def plan_conversion(
     input_path: str | Path, output_path: str | Path, target: Target, config_path: str | Path | None = None
-) -> tuple[Source, Output]:
+) -> tuple[CheckpointSource, Output]:
     """What `convert_weight` would read and write; only headers are read. Same arguments, same errors."""
     final = Path(output_path)
     source = open_source(input_path)
@@ -113,7 +113,7 @@ def plan_conversion(
     return source, plan_ranks(tensors, target.layout, ranks, metadata, target.kind, target.prefix)
 
 
-def _named(path: Path, found: Mapping[str, Rows], config: ModelConfig, target: Target) -> dict[str, Rows]:
+def _named(path: Path, found: Mapping[str, TensorRows], config: ModelConfig, target: Target) -> dict[str, TensorRows]:
     """Our tensors as the target calls, casts and concatenates them."""
     if target.concatenate and target.names != "ours":
         raise UserError("--qkv_concat: only mindformers' llama names have concatenated tensors; leave out the other")
@@ -127,7 +127,7 @@ def _named(path: Path, found: Mapping[str, Rows], config: ModelConfig, target: T
     }
 
 
-def _together(name: str, parts: list[Rows], config: ModelConfig) -> Rows:
+def _together(name: str, parts: list[TensorRows], config: ModelConfig) -> TensorRows:
     if len(parts) == 1:
         return parts[0]
     if len({part.dtype for part in parts}) > 1:

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from r1parallel.checkpoint.reading.match import match_model
-from r1parallel.checkpoint.reading.rows import Rows, cast_rows
 from r1parallel.checkpoint.reading.source import open_source
+from r1parallel.checkpoint.reading.tensor_rows import TensorRows, cast_rows
 from r1parallel.checkpoint.reading.windows import read_rows
 from r1parallel.config.model import ModelConfig, load_model_config
 from r1parallel.parallel.layout.regions import Region
@@ -16,7 +16,7 @@ from r1parallel.parallel.layout.regions import Region
 class ModelSource:
     """A model's parameters in a checkpoint, read as fp32 when asked, whole or in part. Made by `open_model`."""
 
-    def __init__(self, path: Path, tensors: Mapping[str, Rows]) -> None:
+    def __init__(self, path: Path, tensors: Mapping[str, TensorRows]) -> None:
         self.path = path
         self.shapes = {name: rows.shape for name, rows in tensors.items()}
         self._tensors = {name: cast_rows(rows, "F32", name) for name, rows in tensors.items()}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from r1parallel.checkpoint.formats.manifest import SUFFIX
-from r1parallel.checkpoint.reading.source import Source, open_sliced
+from r1parallel.checkpoint.reading.source import CheckpointSource, open_sliced
 from r1parallel.checkpoint.writing.folders import flush
 from r1parallel.checkpoint.writing.shards import Shards
 from r1parallel.checkpoint.writing.tensor_writer import write_tensor_file
@@ -84,7 +84,7 @@ def latest_run_state(folder: str | Path) -> Path | None:
     return None
 
 
-def load_run_state(path: str | Path) -> tuple[dict[str, Source], dict[str, Any]]:
+def load_run_state(path: str | Path) -> tuple[dict[str, CheckpointSource], dict[str, Any]]:
     """Open what `save_run_state` wrote, under whatever layout that was.
 
     Returns:

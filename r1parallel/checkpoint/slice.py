@@ -6,7 +6,7 @@ from pathlib import Path
 
 from r1parallel.checkpoint.formats.side_files import copy_side_files
 from r1parallel.checkpoint.formats.tensor_file import rank_folders
-from r1parallel.checkpoint.reading.source import STRATEGY_FILE, Source, open_source
+from r1parallel.checkpoint.reading.source import STRATEGY_FILE, CheckpointSource, open_source
 from r1parallel.checkpoint.tables.placement import check_all_placed
 from r1parallel.checkpoint.writing.folders import (
     check_apart,
@@ -21,31 +21,31 @@ from r1parallel.checkpoint.writing.output import MAX_SHARD_SIZE, Output, plan_fu
 from r1parallel.checkpoint.writing.workers import default_workers
 from r1parallel.errors import UserError
 from r1parallel.parallel.layout.strategy_files import read_strategy, write_merged_strategy
-from r1parallel.parallel.layout.tensor_layout import Layout
+from r1parallel.parallel.layout.tensor_layout import StageLayouts
 
 _METADATA = {"format": "ms"}
 
 
-def slice_checkpoint(src: str | Path, dst_dir: str | Path, layout: Layout, prefix: str = "checkpoint_") -> None:
+def slice_checkpoint(src: str | Path, dst_dir: str | Path, layout: StageLayouts, prefix: str = "checkpoint_") -> None:
     """Cut a full checkpoint into `rank_N/<prefix>N.safetensors`; see `reshard_checkpoint`."""
     reshard_checkpoint(src, dst_dir, None, layout, prefix)
 
 
-def merge_checkpoint(src_dir: str | Path, dst: str | Path, layout: Layout) -> None:
+def merge_checkpoint(src_dir: str | Path, dst: str | Path, layout: StageLayouts) -> None:
     """Put a sliced checkpoint together into a folder with a full one; see `reshard_checkpoint`."""
     reshard_checkpoint(src_dir, dst, layout, None)
 
 
 def plan_reshard(
     src: str | Path,
-    src_layout: Layout | None,
-    dst_layout: Layout | None,
+    src_layout: StageLayouts | None,
+    dst_layout: StageLayouts | None,
     prefix: str = "checkpoint_",
     kind: str = "safetensors",
     ranks: Sequence[int] | None = None,
     max_shard_size: int = MAX_SHARD_SIZE,
     src_prefix: str = "",
-) -> tuple[Source, Output]:
+) -> tuple[CheckpointSource, Output]:
     """What `reshard_checkpoint` would read and write; only headers are read. Same arguments, same errors."""
     source = open_source(src, src_layout, src_prefix)
     if dst_layout is None:
@@ -61,8 +61,8 @@ def plan_reshard(
 def reshard_checkpoint(
     src: str | Path,
     dst_dir: str | Path,
-    src_layout: Layout | None,
-    dst_layout: Layout | None,
+    src_layout: StageLayouts | None,
+    dst_layout: StageLayouts | None,
     prefix: str = "checkpoint_",
     kind: str = "safetensors",
     ranks: Sequence[int] | None = None,
@@ -104,7 +104,7 @@ def reshard_checkpoint(
 
 
 def _write_ranks(
-    source: Source, output: Output, layout: Layout, ranks: Sequence[int], final: Path, workers: int
+    source: CheckpointSource, output: Output, layout: StageLayouts, ranks: Sequence[int], final: Path, workers: int
 ) -> None:
     """Write rank folders into a folder that other ranks may be in already, or are being written into."""
     refuse_link(final)
@@ -126,11 +126,11 @@ def _write_ranks(
 
 
 @contextmanager
-def _joining(final: Path, folders: Sequence[Path], layout: Layout) -> Iterator[None]:
+def _joining(final: Path, folders: Sequence[Path], layout: StageLayouts) -> Iterator[None]:
     """While nobody else adds ranks: see that these can be added."""
     strategy = final / STRATEGY_FILE
     with locked(strategy, wait=True):
-        ours = Layout(layout.stage_size, layout.stages)
+        ours = StageLayouts(layout.stage_size, layout.stages)
         if strategy.exists() and rank_folders(final) and read_strategy(strategy) != ours:
             raise UserError(f"{final}: holds ranks of another strategy; choose another folder")
         for folder in folders:
@@ -138,7 +138,7 @@ def _joining(final: Path, folders: Sequence[Path], layout: Layout) -> Iterator[N
         yield
 
 
-def _write_beside(source: Source, layout: Layout | None, folder: Path) -> None:
+def _write_beside(source: CheckpointSource, layout: StageLayouts | None, folder: Path) -> None:
     if layout is not None:
         write_merged_strategy(layout, folder / STRATEGY_FILE)  # the slices say how they are cut
     copy_side_files(source.folder, folder)

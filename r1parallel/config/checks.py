@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from operator import attrgetter
 from pathlib import Path
 
-from r1parallel.config.layout_checks import check_layouts
+from r1parallel.config.layout_checks import check_parallel_configs
 from r1parallel.config.limits import check_limits, values_of
 from r1parallel.config.schema import RunConfig
 from r1parallel.errors import UserError
@@ -47,7 +47,7 @@ def check_config(config: RunConfig, sections: Sequence[str], world_size: int) ->
     """
     _check_needed_keys(config, sections)
     check_limits(config, sections)
-    check_layouts(config, sections, world_size)
+    check_parallel_configs(config, sections, world_size)
     _check_interleave(config, sections)
     for section, check in _CHECKS:
         if section in sections:

@@ -29,7 +29,7 @@ def num_processes(layout: ParallelConfig) -> int:
     return layout.data_parallel * layout.model_parallel * layout.pipeline_stage
 
 
-def check_layouts(config: RunConfig, sections: Sequence[str], world_size: int) -> None:
+def check_parallel_configs(config: RunConfig, sections: Sequence[str], world_size: int) -> None:
     """Check the layout of every model that a command with `sections` uses.
 
     Raises:
@@ -39,10 +39,10 @@ def check_layouts(config: RunConfig, sections: Sequence[str], world_size: int) -
     for model, section in MODEL_SECTIONS.items():
         unused = model == "ref" and config.rl_config.beta == 0  # no reference model is kept
         if section in sections and not unused:
-            check_layout(config, model, world_size)
+            check_parallel_config(config, model, world_size)
 
 
-def check_layout(config: RunConfig, model: str, world_size: int) -> None:
+def check_parallel_config(config: RunConfig, model: str, world_size: int) -> None:
     """Check the layout of one model: every process holds a part of every model.
 
     Raises:

@@ -41,7 +41,7 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Rows:
+class DatasetRows:
     """A whole data set of N rows: prompts of at most P tokens, answers of at most C, both right padded."""
 
     prompt_ids: np.ndarray  # int32 [N, P]
@@ -195,7 +195,7 @@ def _chunks(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         yield chunk
 
 
-def read_mindrecord(path: str | Path) -> Rows:
+def read_mindrecord(path: str | Path) -> DatasetRows:
     """Read a file of `write_mindrecord` whole.
 
     Raises:
@@ -227,10 +227,10 @@ def _check_name(path: Path) -> None:
         )
 
 
-def _read(reader: FileReader, path: Path) -> Rows:
+def _read(reader: FileReader, path: Path) -> DatasetRows:
     prompt_size, answer_size = _check_schema(reader.schema(), path)
     num_rows = reader.len()
-    rows = Rows(
+    rows = DatasetRows(
         prompt_ids=np.empty((num_rows, prompt_size), np.int32),
         prompt_lengths=np.empty(num_rows, np.int32),
         answer_ids=np.empty((num_rows, answer_size), np.int32),

@@ -9,7 +9,7 @@ from r1parallel.data.flags import MAX_PROMPT_LENGTH, SEQ_LENGTH
 from r1parallel.data.mindrecord import Counts, write_mindrecord
 from r1parallel.data.mindspeed.rows import MindSpeedRows
 from r1parallel.data.mindspeed.yaml_file import LEARN_ANSWERS, DatasetYaml, read_dataset_yaml
-from r1parallel.data.text.sources import Source
+from r1parallel.data.text.sources import ExampleSource
 from r1parallel.data.text.tokenizer import load_tokenizer
 
 
@@ -26,12 +26,12 @@ def preprocess(
     prompts_only: bool = False,
     overwrite: bool = False,
 ) -> Counts:
-    """Write the first `num_rows` examples (None: all) of `file_path`; see `Source` and `write_mindrecord`.
+    """Write the first `num_rows` examples (None: all) of `file_path`; see `ExampleSource` and `write_mindrecord`.
 
     Raises:
         UserError: whatever those two and `load_tokenizer` refuse.
     """
-    source = Source(dataset_type, file_path, skip_bad_rows, answers_required=not prompts_only)
+    source = ExampleSource(dataset_type, file_path, skip_bad_rows, answers_required=not prompts_only)
     counts = write_mindrecord(
         output_path,
         islice(source, num_rows),

@@ -11,8 +11,8 @@ from r1parallel.checkpoint.comparing.pairing import beside_config
 from r1parallel.checkpoint.formats.dtypes import WEIGHT_DTYPES
 from r1parallel.checkpoint.load import ModelSource
 from r1parallel.checkpoint.reading.match import match_model
-from r1parallel.checkpoint.reading.rows import cast_rows
-from r1parallel.checkpoint.reading.source import Source
+from r1parallel.checkpoint.reading.source import CheckpointSource
+from r1parallel.checkpoint.reading.tensor_rows import cast_rows
 from r1parallel.config.model import ModelConfig
 from r1parallel.config.schema import ContextConfig
 from r1parallel.data.text.tokenizer import check_tokenizer, load_tokenizer
@@ -28,7 +28,9 @@ _PROMPT = "12+3="
 _TOKENIZERS = ("tokenizer.json", "vocab.json", "tokenizer.model")
 
 
-def compare_logits(first: Source, second: Source, prompt: str, dtype: str | None = None) -> tuple[str, bool]:
+def compare_logits(
+    first: CheckpointSource, second: CheckpointSource, prompt: str, dtype: str | None = None
+) -> tuple[str, bool]:
     """Run a prompt through two checkpoints, one after the other, on the CPU.
 
     Args:
@@ -61,14 +63,14 @@ def compare_logits(first: Source, second: Source, prompt: str, dtype: str | None
     return line, largest <= LARGEST_DIFFERENCE  # no for NaN
 
 
-def _config(source: Source, other: Source) -> ModelConfig:
+def _config(source: CheckpointSource, other: CheckpointSource) -> ModelConfig:
     config = beside_config(source) or beside_config(other)
     if config is None:
         raise UserError(f"{source.path}: --logits needs the model's config.json beside the weights")
     return config
 
 
-def _ids(source: Source, config: ModelConfig, prompt: str) -> Sequence[int]:
+def _ids(source: CheckpointSource, config: ModelConfig, prompt: str) -> Sequence[int]:
     folder = Path(source.folder)
     if any((folder / name).is_file() for name in _TOKENIZERS):
         tokenizer = load_tokenizer(folder)
@@ -79,7 +81,7 @@ def _ids(source: Source, config: ModelConfig, prompt: str) -> Sequence[int]:
     return [(7 * position + 1) % config.vocab_size for position in range(min(8, config.max_position_embeddings))]
 
 
-def _logits(source: Source, config: ModelConfig, ids: Sequence[int], dtype: str | None) -> np.ndarray:
+def _logits(source: CheckpointSource, config: ModelConfig, ids: Sequence[int], dtype: str | None) -> np.ndarray:
     """Logits of every position, [T, V]."""
     tensors = match_model(source, source.firsts, config)
     if dtype is not None:

@@ -6,13 +6,13 @@ import mindspore as ms
 
 from r1parallel.config.schema import ContextConfig
 from r1parallel.errors import UserError
-from r1parallel.parallel.launch.rank_status import job_notes
+from r1parallel.parallel.launch.rank_status import job_status
 from r1parallel.parallel.launch.waiting import waiting, watch
 from r1parallel.parallel.launch.world import World, is_worker, launched_world_size
 
 DEVICE_TARGETS = ("CPU", "Ascend")
 
-_joined: World | None = None
+_world: World | None = None
 
 
 def setup_device(config: ContextConfig) -> World:
@@ -37,7 +37,7 @@ def setup_device(config: ContextConfig) -> World:
         raise UserError(f"context.device_target {config.device_target}, device_id {device_id}: {first_line}") from None
     if config.save_graphs:
         ms.set_context(save_graphs=1, save_graphs_path=config.save_graphs_path)
-    world = _join(config) if is_worker() else World()
+    world = _join_job(config) if is_worker() else World()
     if config.device_target == "CPU":
         _enable_fused(world)
     return world
@@ -50,30 +50,30 @@ def has_fused_kernels() -> bool:
     return has_fused()
 
 
-def joined_world() -> World:
+def current_world() -> World:
     """The job that this process has joined; a single process is a job of its own."""
-    return _joined or World()
+    return _world or World()
 
 
-def _join(config: ContextConfig) -> World:
+def _join_job(config: ContextConfig) -> World:
     """Find the other ranks. A second call in a process only sets the limit of waiting anew."""
-    global _joined
+    global _world
     from mindspore.communication import get_group_size, get_rank, init
 
-    known_rank = _joined.rank if _joined else int(os.environ.get("RANK_ID", "-1"))
+    known_rank = _world.rank if _world else int(os.environ.get("RANK_ID", "-1"))
     if known_rank >= 0:  # msrun with several nodes and without --node_rank leaves the numbering to init
-        watch(job_notes(), known_rank, launched_world_size(), config.wait_limit)
-    if _joined is not None:
-        return _joined
+        watch(job_status(), known_rank, launched_world_size(), config.wait_limit)
+    if _world is not None:
+        return _world
     with waiting("the start of the job"):
         init()
-    _joined = World(get_rank(), get_group_size())
-    if _joined.rank != known_rank:
-        os.environ["RANK_ID"] = str(_joined.rank)  # as msrun sets it otherwise
-        watch(job_notes(), _joined.rank, _joined.size, config.wait_limit)
-    if config.device_target == "CPU" and _joined.size > 1:
-        _enable_cpu_backend(_joined)
-    return _joined
+    _world = World(get_rank(), get_group_size())
+    if _world.rank != known_rank:
+        os.environ["RANK_ID"] = str(_world.rank)  # as msrun sets it otherwise
+        watch(job_status(), _world.rank, _world.size, config.wait_limit)
+    if config.device_target == "CPU" and _world.size > 1:
+        _enable_cpu_backend(_world)
+    return _world
 
 
 def _enable_cpu_backend(world: World) -> None:

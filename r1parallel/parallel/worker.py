@@ -13,7 +13,7 @@ from r1parallel.errors import UserError, run_command
 from r1parallel.parallel.graph_cache import begin_single_run
 from r1parallel.parallel.launch.failures import SETTLE_S, Failures
 from r1parallel.parallel.launch.msrun import die_with_parent
-from r1parallel.parallel.launch.rank_status import FOLDER, job_notes, new_note
+from r1parallel.parallel.launch.rank_status import FOLDER, job_status, new_status
 from r1parallel.parallel.launch.world import is_scheduler, is_worker, launched_world_size
 
 _SIGN_OFF_S = 5  # for ranks of other nodes, which the scheduler cannot see end
@@ -25,9 +25,9 @@ _LOOK_S = 0.5  # between two looks at the ranks
 def run_worker(main: Callable[[Sequence[str]], None]) -> None:
     """Run a command's `main(argv)` as what msrun started: a rank, the scheduler, or, without msrun, the only process.
 
-    To be called before MindSpore is imported. The process ends with msrun if msrun waits for it (`--join=True`). A rank
-    that fails notes its error for the launcher and ends at once, with the exit codes of `run_command` or 1; one that
-    succeeds waits for the others, for who leaves first may break another's last exchange.
+    Call it before MindSpore is imported. The process ends with msrun if msrun waits for it (`--join=True`). A rank that
+    fails writes its error down for the launcher and ends at once, with the exit code of `run_command` or 1. One that
+    succeeds waits for the others, since leaving early may break another rank's last exchange.
     """
     if not (is_worker() or is_scheduler()):
         begin_single_run()
@@ -59,7 +59,7 @@ def _schedule() -> None:
         init()
         return
     size = launched_world_size()
-    failures = Failures(job_notes(), size)
+    failures = Failures(job_status(), size)
     while not failures.any():
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
@@ -96,7 +96,7 @@ def _run_rank(main: Callable[[Sequence[str]], None]) -> int:
             message = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise
 
-    _note("start")
+    _write_status("start")
     try:
         run_command(keep_message)
         code = 0
@@ -105,7 +105,7 @@ def _run_rank(main: Callable[[Sequence[str]], None]) -> int:
     except BaseException:
         traceback.print_exc()
         code = 1
-    _note_end(code, message)
+    _write_end(code, message)
     return code
 
 
@@ -113,10 +113,10 @@ def _leave_together() -> None:
     """Wait for the other ranks, if this one has joined them."""
     if "mindspore" not in sys.modules:
         return
-    from r1parallel.parallel.device import joined_world
+    from r1parallel.parallel.device import current_world
     from r1parallel.parallel.moving.collectives import barrier
 
-    barrier(joined_world(), "the end of the job")
+    barrier(current_world(), "the end of the job")
 
 
 def _is_on_cpu() -> bool:
@@ -133,21 +133,21 @@ def _rank() -> int | None:
     return None if rank is None else int(rank)
 
 
-def _note(what: str) -> None:
+def _write_status(what: str) -> None:
     rank = _rank()
     if rank is not None:
-        job_notes().write(new_note(rank, what, inside=True))
+        job_status().write(new_status(rank, what, inside=True))
 
 
-def _note_end(code: int, message: str) -> None:
+def _write_end(code: int, message: str) -> None:
     rank = _rank()
     if rank is None:
         return
-    notes = job_notes()
+    statuses = job_status()
     if code == 0:
-        notes.remove(rank)
+        statuses.remove(rank)
     else:
-        notes.write((notes.read(rank) or new_note(rank, "start", inside=True)).failed(code, message))
+        statuses.write((statuses.read(rank) or new_status(rank, "start", inside=True)).failed(code, message))
 
 
 def _end_with_launcher() -> None:

@@ -8,7 +8,7 @@ from r1parallel.checkpoint.command_line import add_convert_flags, add_output_fla
 from r1parallel.checkpoint.load import open_model
 from r1parallel.data.flags import SEQ_LENGTH, add_preprocess_flags, add_problem_flags
 from r1parallel.data.templates import PROMPT_TYPES, render
-from r1parallel.data.text.sources import Source
+from r1parallel.data.text.sources import ExampleSource
 from r1parallel.data.text.tokenizer import Tokenizer, check_tokenizer, load_tokenizer
 from r1parallel.errors import UserError
 from r1parallel.generation.flags import add_evaluate_flags, read_evaluate_flags
@@ -131,7 +131,7 @@ class _Planner:
             return {"dataset_type": kind, "file_path": str(self._problem_file(name))}, (f"problems_{name}",)
         dataset_type, file_path = section.need("dataset_type"), section.need("file_path")
         try:
-            Source(dataset_type, file_path)
+            ExampleSource(dataset_type, file_path)
         except UserError as error:
             key = "dataset_type" if "dataset_type" in str(error) else "file_path"
             raise section.error(key, str(error)) from None

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from r1parallel.data.templates import render
-from r1parallel.data.text.sources import Source
+from r1parallel.data.text.sources import ExampleSource
 from r1parallel.errors import UserError
 from r1parallel.generation.answer import Answerer
 from r1parallel.rewards import score
@@ -53,7 +53,7 @@ def evaluate(
     if verifier is None:
         raise UserError(f"dataset_type {dataset_type} has no verifier of its own; name one with --verifier_function")
     tokenizer = answerer.tokenizer
-    examples = list(islice(Source(dataset_type, file_path, answers_required=False), num_rows))
+    examples = list(islice(ExampleSource(dataset_type, file_path, answers_required=False), num_rows))
     prompts = [render(prompt_type, example.question, tokenizer) for example in examples for _ in range(num_samples)]
     drawn = answerer.answer([tokenizer.encode(prompt) for prompt in prompts], seed)
     completions = [tokenizer.decode(drawn.ids(row)) for row in range(len(prompts))]

@@ -23,10 +23,10 @@ from r1parallel.models.parameters import (
 )
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
 from r1parallel.parallel.launch.world import World
-from r1parallel.parallel.layout.from_config import model_layout
+from r1parallel.parallel.layout.from_config import layout_from_config
 from r1parallel.parallel.layout.table import ModelLayout
 from r1parallel.parallel.moving.reshard import reshard, reshard_plan
-from r1parallel.parallel.moving.slice_checksums import verify_reshard
+from r1parallel.parallel.moving.slice_checksums import check_resharded_slices
 from r1parallel.parallel.moving.transport import choose_transport
 from r1parallel.rl.experience.experience import needs_old_logps
 from r1parallel.rl.experience.rows import RowShape
@@ -49,7 +49,7 @@ class Actor:
     def __init__(self, config: RunConfig, model_config: ModelConfig, shape: RowShape, updates: int, world: World):
         settings, actor = config.rl_config, config.actor_config
         parallel = actor.parallel_config
-        self.layout, self._world = model_layout(config, model_config, "actor", world.size), world
+        self.layout, self._world = layout_from_config(config, model_config, "actor", world.size), world
         check_sequence_parallel(parallel, settings.batch_size, shape.length)
         self.micro_rows = settings.batch_size * parallel.data_parallel
         self.model = _model(config, model_config, shape, trained=True)
@@ -110,7 +110,7 @@ class Reference:
     """The frozen model under its own layout; `rows` graph rows, of all dp ranks together, go through it at a time."""
 
     def __init__(self, config: RunConfig, model_config: ModelConfig, shape: RowShape, world: World):
-        self.layout = model_layout(config, model_config, "ref", world.size)
+        self.layout = layout_from_config(config, model_config, "ref", world.size)
         self.rows = config.ref_config.ref_model_batch_size * self.layout.mesh.dp
         self.model = _model(config, model_config, shape, trained=False)
         cell = _logps(self.model, config, self.rows, shape, self.layout)
@@ -174,7 +174,7 @@ class WeightSync:
         values, rank = self._actor.values(), self._world.rank
         set_slices(self._model, reshard(self._plan, rank, values, self._transport))
         held = parameter_values(self._model, self._layout, rank, copy=False)
-        verify_reshard(self._actor.layout, self._layout, self._world, rounded_as(self._model, values), held)
+        check_resharded_slices(self._actor.layout, self._layout, self._world, rounded_as(self._model, values), held)
 
 
 def to_generator(actor: Actor, engine: RolloutEngine, layout: ModelLayout, world: World) -> WeightSync | None:

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from r1parallel.config.model import ModelConfig
 from r1parallel.config.schema import RunConfig
-from r1parallel.data.mindrecord import Rows
+from r1parallel.data.mindrecord import DatasetRows
 from r1parallel.data.text.tokenizer import Tokenizer
 from r1parallel.errors import UserError
 from r1parallel.generation.engine import RolloutEngine
@@ -18,7 +18,7 @@ from r1parallel.models.parameters import TensorSource, load_slices
 from r1parallel.monitor.phases import PhaseTimer
 from r1parallel.parallel.launch.waiting import waiting
 from r1parallel.parallel.launch.world import World
-from r1parallel.parallel.layout.from_config import model_layout
+from r1parallel.parallel.layout.from_config import layout_from_config
 from r1parallel.rl.experience.experience import Experience, collect, judge
 from r1parallel.rl.experience.rollout import Draw, Rollout
 from r1parallel.rl.experience.rows import RowShape
@@ -52,12 +52,14 @@ class Trainer:
         world: which rank this is.
     """
 
-    def __init__(self, config: RunConfig, model_config: ModelConfig, rows: Rows, tokenizer: Tokenizer, world: World):
+    def __init__(
+        self, config: RunConfig, model_config: ModelConfig, rows: DatasetRows, tokenizer: Tokenizer, world: World
+    ):
         settings = config.rl_config
         self.config, self.world, self.beta = config, world, Beta(settings, settings.beta)
         self.gap_limit = gap_limit(settings, config.context.compute_dtype)
         self.shape = row_shape(config, rows)
-        self.generator_layout = model_layout(config, model_config, "generate", world.size)
+        self.generator_layout = layout_from_config(config, model_config, "generate", world.size)
         engine = self._make_engine(model_config, tokenizer)
         self.rollout = Rollout(config, rows, tokenizer, engine, world)
         self.engine, self.total = engine, settings.max_steps or settings.epochs * self.rollout.order.steps_per_epoch
@@ -194,7 +196,7 @@ class Trainer:
         return statistics
 
 
-def row_shape(config: RunConfig, rows: Rows) -> RowShape:
+def row_shape(config: RunConfig, rows: DatasetRows) -> RowShape:
     """The graph rows that this data set needs.
 
     Raises:

@@ -19,7 +19,7 @@ from r1parallel.errors import UserError
 from r1parallel.parallel.launch.msrun import worker_environment
 from r1parallel.parallel.layout.describe import slices_text
 from r1parallel.parallel.layout.strategy_files import STRATEGY_NAMES, read_rank_strategy, read_strategy
-from r1parallel.parallel.layout.tensor_layout import Layout, TensorLayout
+from r1parallel.parallel.layout.tensor_layout import StageLayouts, TensorLayout
 
 # Files of one compilation, in a folder of its own.
 REQUEST, RESULT, STRATEGY = "request.yaml", "result.json", "strategy.ckpt"
@@ -61,7 +61,7 @@ def check_strategy(
 
 
 def first_difference(
-    table: Layout,
+    table: StageLayouts,
     rank: int,
     theirs: Mapping[str, TensorLayout],
     shapes: Mapping[str, tuple[int, ...]],

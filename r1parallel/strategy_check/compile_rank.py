@@ -25,7 +25,7 @@ from r1parallel.monitor.memory import peak_resident_bytes
 from r1parallel.parallel.device import setup_device
 from r1parallel.parallel.launch.msrun import die_with_parent
 from r1parallel.parallel.launch.world import CompileOnlyWorld
-from r1parallel.parallel.layout.from_config import model_layout
+from r1parallel.parallel.layout.from_config import layout_from_config
 from r1parallel.rl.grpo import GRPO, shortest_rows
 from r1parallel.rl.models import Reference
 from r1parallel.strategy_check.compare import REQUEST, RESULT, STRATEGY
@@ -106,7 +106,7 @@ def _reference(config: RunConfig, sizes: ModelConfig, world: CompileOnlyWorld) -
 def _generator(config: RunConfig, sizes: ModelConfig, world: CompileOnlyWorld) -> nn.Cell:
     generate = config.generate_config
     slots = generate.sampling_config.max_tokens = _slots(generate.parallel_config.model_parallel)
-    mesh, rows = model_layout(config, sizes, "generate", world.size).mesh, generate.infer_model_batch_size
+    mesh, rows = layout_from_config(config, sizes, "generate", world.size).mesh, generate.infer_model_batch_size
     operators = choose_operators(config.context.compute_dtype, trained=False)
     return RolloutEngine(sizes, generate.sampling_config, rows, slots, [], 0, mesh, world, operators).model
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 from r1parallel.config.model import ModelConfig, load_model_config
 from r1parallel.config.schema import RunConfig
-from r1parallel.data.mindrecord import Rows, read_mindrecord
+from r1parallel.data.mindrecord import DatasetRows, read_mindrecord
 from r1parallel.data.text.tokenizer import Tokenizer, check_tokenizer, load_tokenizer
 from r1parallel.errors import UserError
 from r1parallel.parallel.device import has_fused_kernels
@@ -18,7 +18,7 @@ class Inputs:
 
     model: ModelConfig
     tokenizer: Tokenizer
-    rows: Rows
+    rows: DatasetRows
 
 
 def load_inputs(model_config: str, tokenizer_dir: str, dataset_file: str) -> Inputs:
@@ -32,7 +32,7 @@ def load_inputs(model_config: str, tokenizer_dir: str, dataset_file: str) -> Inp
     return Inputs(model, tokenizer, load_rows(dataset_file, model))
 
 
-def load_rows(dataset_file: str, model: ModelConfig) -> Rows:
+def load_rows(dataset_file: str, model: ModelConfig) -> DatasetRows:
     """Read a data set for this model.
 
     Raises:
@@ -64,7 +64,7 @@ def graph_parts(config: RunConfig, task: str, sections: Sequence[str], own: str,
     return [task, settings, inputs.model, fingerprint(inputs.rows), has_fused_kernels()]
 
 
-def fingerprint(rows: Rows) -> str:
+def fingerprint(rows: DatasetRows) -> str:
     """What tells one data set from another, as "32 rows, sha256 0123456789ab"."""
     digest = hashlib.sha256(repr(rows.solutions).encode())
     for array in (rows.prompt_ids, rows.prompt_lengths, rows.answer_ids, rows.answer_lengths):

@@ -10,7 +10,7 @@ import numpy as np
 from mindspore import nn
 from tqdm import tqdm
 
-from r1parallel.checkpoint.reading.source import Source
+from r1parallel.checkpoint.reading.source import CheckpointSource
 from r1parallel.checkpoint.writing.shards import Shards
 from r1parallel.config.model import ModelConfig
 from r1parallel.config.schema import MonitorConfig, RunConfig
@@ -77,7 +77,7 @@ class Training(Protocol):
     def load(self) -> None:
         """Set the weights that a new run starts from."""
 
-    def restore(self, sources: Mapping[str, Source], state: Mapping[str, Any]) -> None:
+    def restore(self, sources: Mapping[str, CheckpointSource], state: Mapping[str, Any]) -> None:
         """Set what `weights` and `counters` gave to the checkpoint; the optimizer is restored by the run."""
 
     def run_step(self, number: int, timer: PhaseTimer) -> StepRecord:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from r1parallel.atomic import replacing
-from r1parallel.checkpoint.reading.source import Source
+from r1parallel.checkpoint.reading.source import CheckpointSource
 from r1parallel.checkpoint.run_state import latest_run_state, load_run_state, save_run_state, step_name
 from r1parallel.checkpoint.writing.shards import Shards
 from r1parallel.config.schema import RunConfig
@@ -64,7 +64,7 @@ class RunFolder:
         self.checkpoints = Path(save_dir) if save_dir else self.path / "checkpoints"
         self._world, self._identity = world, dict[str, Any]()
         self.step = 0
-        self.sources: dict[str, Source] = {}
+        self.sources: dict[str, CheckpointSource] = {}
         self.state: dict[str, Any] = {}
         self._found = self._newest()
         if self._found is not None and not resume:

@@ -16,7 +16,7 @@ from r1parallel.config.loading.load import SFT_SECTIONS
 from r1parallel.config.model import ModelConfig
 from r1parallel.config.schema import RunConfig
 from r1parallel.data.batches import RowOrder, right_aligned
-from r1parallel.data.mindrecord import Rows
+from r1parallel.data.mindrecord import DatasetRows
 from r1parallel.errors import UserError
 from r1parallel.models.fused.operators import choose_operators
 from r1parallel.models.logps import CompletionLogps
@@ -32,7 +32,7 @@ from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
 from r1parallel.monitor.phases import PhaseTimer
 from r1parallel.parallel.launch.waiting import waiting
 from r1parallel.parallel.launch.world import World
-from r1parallel.parallel.layout.from_config import model_layout
+from r1parallel.parallel.layout.from_config import layout_from_config
 from r1parallel.parallel.layout.table import ModelLayout
 from r1parallel.training.forward import compiled_logps
 from r1parallel.training.inputs import Inputs, fingerprint, load_inputs, load_rows
@@ -65,11 +65,18 @@ class SFTTrainer:
         world: which rank this is.
     """
 
-    def __init__(self, config: RunConfig, model_config: ModelConfig, rows: Rows, held_out: Rows | None, world: World):
+    def __init__(
+        self,
+        config: RunConfig,
+        model_config: ModelConfig,
+        rows: DatasetRows,
+        held_out: DatasetRows | None,
+        world: World,
+    ):
         settings, actor = config.sft_config, config.actor_config
         parallel = actor.parallel_config
         self.config, self.rows, self.held_out, self.world = config, rows, held_out, world
-        self.layout = model_layout(config, model_config, "actor", world.size)
+        self.layout = layout_from_config(config, model_config, "actor", world.size)
         micro_rows = settings.batch_size * parallel.data_parallel
         self.update_rows = micro_rows * parallel.micro_batch_num
         self.order = RowOrder(len(rows.prompt_ids), self.update_rows, settings.seed)
@@ -102,7 +109,7 @@ class SFTTrainer:
                 parallel.use_seq_parallel,
             )
 
-    def batch(self, rows: Rows, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def batch(self, rows: DatasetRows, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Tokens int32 [N, S], starts int32 [N], mask float32 [N, C] (1 on answer tokens)."""
         prompts = [rows.prompt_ids[i, : rows.prompt_lengths[i]].tolist() for i in indices]
         tokens, starts = right_aligned(prompts, self.prompt_length, 0)
@@ -153,7 +160,7 @@ def _check_slots(slots: int, model_config: ModelConfig) -> None:
 class SFTInputs(Inputs):
     """`held_out`: the rows to measure on, or None."""
 
-    held_out: Rows | None
+    held_out: DatasetRows | None
 
 
 def _read_inputs(config: RunConfig) -> SFTInputs:
@@ -166,7 +173,7 @@ def _read_inputs(config: RunConfig) -> SFTInputs:
     return SFTInputs(inputs.model, inputs.tokenizer, inputs.rows, held_out)
 
 
-def _check_answers(file: str, rows: Rows) -> None:
+def _check_answers(file: str, rows: DatasetRows) -> None:
     empty = int((rows.answer_lengths == 0).sum())
     if empty:
         raise UserError(f"{file}: {empty} rows have no answer to learn; prepare it without --prompts_only")
@@ -223,7 +230,7 @@ def _compile_actor(config: RunConfig, model_config: ModelConfig, slots: int, wor
     parallel = config.actor_config.parallel_config
     count = config.sft_config.batch_size * parallel.data_parallel * parallel.micro_batch_num
     tokens, lengths = np.zeros((count, slots), np.int32), np.full(count, slots, np.int32)
-    rows = Rows(tokens, lengths, tokens, lengths, [""] * count)
+    rows = DatasetRows(tokens, lengths, tokens, lengths, [""] * count)
     return SFTTrainer(config, model_config, rows, None, world).model
 
 

@@ -24,7 +24,7 @@ from r1parallel.errors import UserError
 from r1parallel.parallel.layout.mesh import Mesh
 from r1parallel.parallel.layout.strategy_files import write_strategy_files
 from r1parallel.parallel.layout.table import ModelLayout
-from r1parallel.parallel.layout.tensor_layout import Layout
+from r1parallel.parallel.layout.tensor_layout import StageLayouts
 
 CONFIG = ModelConfig(32, 16, 24, 1, 4, 2)  # 15 tensors, 14 KB
 OTHER_BASE = replace(CONFIG, rope_theta=20000.0)  # a model of the same shapes
@@ -149,12 +149,12 @@ def rewrite(path: Path, room: Path) -> None:
     reshard_checkpoint(path, room / "new", None, None if (path / "strategy.ckpt").exists() else FOUR)
 
 
-def values(path: Path, layout: Layout | None = None) -> Values:
+def values(path: Path, layout: StageLayouts | None = None) -> Values:
     """Every tensor of a checkpoint; manifests and copies are compared."""
     return {name: read_rows(rows).tobytes() for name, rows in open_source(path, layout).tensors.items()}
 
 
-def state(path: Path, known: Mapping[str, Values], layout: Layout | None = None) -> str:
+def state(path: Path, known: Mapping[str, Values], layout: StageLayouts | None = None) -> str:
     """Which of some known checkpoints a path holds; "refused" where it opens as none, in one line."""
     try:
         found = values(path, layout)

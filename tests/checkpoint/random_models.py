@@ -15,7 +15,7 @@ from r1parallel.checkpoint.writing.tensor_writer import write_checkpoint
 from r1parallel.config.model import ModelConfig
 from r1parallel.parallel.layout.mesh import Mesh
 from r1parallel.parallel.layout.table import ModelLayout
-from r1parallel.parallel.layout.tensor_layout import Layout
+from r1parallel.parallel.layout.tensor_layout import StageLayouts
 
 # mesh, optimizer parallel, all layers but one each on the last stage; None: not cut
 LAYOUTS = {
@@ -54,7 +54,7 @@ class Model:
     def write(self, folder: Path) -> None:
         write_checkpoint(folder, [(name, a.shape, dtype_name(a.dtype), a) for name, a in self.tensors.items()])
 
-    def on_rank(self, layout: Layout, rank: int) -> dict[str, np.ndarray]:
+    def on_rank(self, layout: StageLayouts, rank: int) -> dict[str, np.ndarray]:
         """What numpy cuts for a rank."""
         parameters = layout.stages[rank // layout.stage_size]
         held = {
@@ -114,7 +114,7 @@ def check_file(file: Path, expected: Mapping[str, np.ndarray]) -> None:
     }
 
 
-def check_cut(folder: Path, model: Model, layout: Layout, kind: str, prefix: str = "checkpoint_") -> None:
+def check_cut(folder: Path, model: Model, layout: StageLayouts, kind: str, prefix: str = "checkpoint_") -> None:
     """Every rank's folder holds the slices of its layout, their manifest, and nothing else."""
     ranks = [f"rank_{rank}" for rank in range(layout.world_size)]
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == sorted(ranks)
@@ -124,7 +124,7 @@ def check_cut(folder: Path, model: Model, layout: Layout, kind: str, prefix: str
         check_file(file, model.on_rank(layout, rank))
 
 
-def check(folder: Path, model: Model, layout: Layout | None, kind: str) -> None:
+def check(folder: Path, model: Model, layout: StageLayouts | None, kind: str) -> None:
     if layout is None:
         check_file(folder / f"model.{kind}", model.tensors)
     else:

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from helpers.verifying import drop_manifests, flip, run_verify
 
+from r1parallel.checkpoint.compare import compare_checkpoints
 from r1parallel.checkpoint.comparing.findings import LISTED
 from r1parallel.checkpoint.convert import Target, convert_weight
 from r1parallel.checkpoint.formats.dtypes import dtype_name
 from r1parallel.checkpoint.reading.source import STRATEGY_FILE, open_source
 from r1parallel.checkpoint.slice import slice_checkpoint
 from r1parallel.checkpoint.tables.names import from_hf
-from r1parallel.checkpoint.verify import compare_checkpoints
 from r1parallel.checkpoint.writing.tensor_writer import write_checkpoint
 from r1parallel.config.model import ModelConfig
 from r1parallel.parallel.layout.mesh import Mesh

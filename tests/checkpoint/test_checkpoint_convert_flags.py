@@ -19,7 +19,7 @@ from r1parallel.errors import UserError
 from r1parallel.parallel.layout.mesh import Mesh
 from r1parallel.parallel.layout.strategy_files import write_merged_strategy, write_strategy_files
 from r1parallel.parallel.layout.table import ModelLayout
-from r1parallel.parallel.layout.tensor_layout import Layout, TensorLayout
+from r1parallel.parallel.layout.tensor_layout import StageLayouts, TensorLayout
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +101,7 @@ def test_concatenated_tensors_straight_to_shards(tmp_path, convert, source, conf
     ours = ModelLayout(config, Mesh(tp=2))
     table = {name: ours.stages[0].get(name, TensorLayout((2,), (0, -1)[: arrays[name].ndim])) for name in arrays}
     assert sum("w_qkv" in name for name in table) == 2 * config.num_layers
-    write_merged_strategy(Layout(2, (table,)), tmp_path / "s.ckpt")
+    write_merged_strategy(StageLayouts(2, (table,)), tmp_path / "s.ckpt")
     convert(
         "--input_path", source, "--output_path", tmp_path / "cut", "--qkv_concat", "--dst_strategy", tmp_path / "s.ckpt"
     )

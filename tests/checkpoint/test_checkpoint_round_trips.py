@@ -19,7 +19,7 @@ from r1parallel.checkpoint.slice import reshard_checkpoint
 from r1parallel.config.model import ModelConfig
 from r1parallel.errors import UserError
 from r1parallel.parallel.layout.strategy_files import write_merged_strategy, write_strategy_files
-from r1parallel.parallel.layout.tensor_layout import Layout, TensorLayout
+from r1parallel.parallel.layout.tensor_layout import StageLayouts, TensorLayout
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +104,7 @@ def worlds(draw, dims: dict[str, int]):
         owners = draw(st.sampled_from([[0], [len(stages) - 1], [0, len(stages) - 1]]))
         for stage in {*owners, *([index] if index < len(stages) else [])}:  # no stage without a tensor
             stages[stage][name] = layout
-    return Layout(int(np.prod(devices)), tuple(stages))
+    return StageLayouts(int(np.prod(devices)), tuple(stages))
 
 
 @settings(deadline=None, max_examples=60)
@@ -182,7 +182,7 @@ def test_the_same_layout_in_python_may_be_written_by_several_calls(tmp_path):
 
 
 def test_many_ranks_in_one_call(tmp_path):
-    layout = Layout(200, ({"w": TensorLayout((200,), (0,))},))
+    layout = StageLayouts(200, ({"w": TensorLayout((200,), (0,))},))
     model = Model(ModelConfig(1, 2, 1, 1, 1, 1), {"w": np.arange(200, dtype=np.float32)})
     model.write(tmp_path / "full")
     reshard_checkpoint(tmp_path / "full", tmp_path / "cut", None, layout, ranks=range(150))

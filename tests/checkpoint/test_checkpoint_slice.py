@@ -13,7 +13,7 @@ from r1parallel.errors import UserError
 from r1parallel.parallel.layout.mesh import Mesh
 from r1parallel.parallel.layout.strategy_files import write_strategy_files
 from r1parallel.parallel.layout.table import ModelLayout
-from r1parallel.parallel.layout.tensor_layout import Layout, TensorLayout
+from r1parallel.parallel.layout.tensor_layout import StageLayouts, TensorLayout
 
 EMBEDDING = "model.tok_embeddings.embedding_weight"
 
@@ -102,7 +102,7 @@ def test_wrong_strategies_are_refused(tmp_path, make_folder, config, tied_config
     with pytest.raises(UserError, match=r"lm_head.weight is in no stage"):
         slice_checkpoint(full, tmp_path / "x", ModelLayout(tied_config, Mesh(tp=2)))
     with pytest.raises(UserError, match=r"embed_tokens.*convert_weight"):
-        only_hf = Layout(1, ({"lm_head.weight": TensorLayout((1,), (-1, -1))},))
+        only_hf = StageLayouts(1, ({"lm_head.weight": TensorLayout((1,), (-1, -1))},))
         slice_checkpoint(make_folder("hf", config), tmp_path / "x", only_hf)
     with pytest.raises(UserError, match=r"has no lm_head.weight, which --dst_strategy asks for"):
         tied = make_folder("tied", tied_config, hf=False)
@@ -110,7 +110,7 @@ def test_wrong_strategies_are_refused(tmp_path, make_folder, config, tied_config
     everything = {name: TensorLayout((3,), (-1,) * len(shape)) for name, shape in config.parameter_shapes().items()}
     norm = "model.norm_out.weight"
     with pytest.raises(UserError, match=r"norm_out.weight: shape \(8,\) cannot be cut into \(3,\)"):
-        slice_checkpoint(full, tmp_path / "x", Layout(3, ({**everything, norm: TensorLayout((3,), (0,))},)))
+        slice_checkpoint(full, tmp_path / "x", StageLayouts(3, ({**everything, norm: TensorLayout((3,), (0,))},)))
     slice_checkpoint(full, tmp_path / "cut", ModelLayout(config, Mesh(tp=2)))
     with pytest.raises(UserError, match=r"has folders for ranks 0, 1; .* ranks 0 to 3"):
         merge_checkpoint(tmp_path / "cut", tmp_path / "x", ModelLayout(config, Mesh(tp=2, dp=2)))
@@ -126,7 +126,7 @@ def test_wrong_strategies_are_refused(tmp_path, make_folder, config, tied_config
 
 def test_optimizer_state_may_be_left_out_of_a_checkpoint(tmp_path):
     table = {name: TensorLayout((2,), (0,)) for name in ("w", "adam_m.w", "adam_v.w")}
-    layout = Layout(2, (table,))
+    layout = StageLayouts(2, (table,))
     (tmp_path / "full").mkdir()
     file = tmp_path / "full" / "model.safetensors"
     write_tensor_file(file, [("w", (4,), "F32", np.arange(4, dtype=np.float32))])

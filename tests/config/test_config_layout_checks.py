@@ -4,8 +4,8 @@ from hypothesis import strategies as st
 
 from r1parallel.config.layout_checks import (
     MODEL_SECTIONS,
-    check_layout,
-    check_layouts,
+    check_parallel_config,
+    check_parallel_configs,
     check_sequence_parallel,
     num_processes,
     parallel_config,
@@ -35,21 +35,21 @@ def refusal(check, *arguments):
 
 def test_every_process_holds_a_part_of_every_model():
     config = run(actor=(2, 1, 2), ref=(2, 2, 1), generate=(4, 1, 1), micro=2)
-    check_layouts(config, GRPO_SECTIONS, 4)
+    check_parallel_configs(config, GRPO_SECTIONS, 4)
     config.generate_config.parallel_config.data_parallel = 2
-    assert refusal(check_layouts, config, GRPO_SECTIONS, 4) == (
+    assert refusal(check_parallel_configs, config, GRPO_SECTIONS, 4) == (
         "generate_config.parallel_config: data_parallel 2 * model_parallel 1 * pipeline_stage 1 = 2, but the number of "
         "processes is 4; start 2 processes or set data_parallel to 4"
     )
 
 
 def test_only_the_models_of_a_command_are_looked_at():
-    check_layouts(run(actor=(2, 2, 1)), SFT_SECTIONS, 4)
-    check_layouts(run(actor=(2, 2, 1)), PREDICT_SECTIONS, 1)
+    check_parallel_configs(run(actor=(2, 2, 1)), SFT_SECTIONS, 4)
+    check_parallel_configs(run(actor=(2, 2, 1)), PREDICT_SECTIONS, 1)
     config = run(actor=(4, 1, 1), generate=(4, 1, 1))
-    assert "ref_config.parallel_config: " in refusal(check_layouts, config, GRPO_SECTIONS, 4)
+    assert "ref_config.parallel_config: " in refusal(check_parallel_configs, config, GRPO_SECTIONS, 4)
     config.rl_config.beta = 0.0
-    check_layouts(config, GRPO_SECTIONS, 4)
+    check_parallel_configs(config, GRPO_SECTIONS, 4)
 
 
 @settings(deadline=None)
@@ -58,15 +58,15 @@ def test_the_advice_on_data_parallel_works(dp, tp, pp, world_size):
     config = run(actor=(dp, tp, pp), micro=pp)
     layout = config.actor_config.parallel_config
     if num_processes(layout) == world_size:
-        check_layout(config, "actor", world_size)
+        check_parallel_config(config, "actor", world_size)
         return
-    message = refusal(check_layout, config, "actor", world_size)
+    message = refusal(check_parallel_config, config, "actor", world_size)
     assert f"start {dp * tp * pp} processes or " in message
     if world_size % (tp * pp):
         assert f"({tp * pp}) so that it divides {world_size}" in message
     else:
         layout.data_parallel = int(message.rsplit(" ", 1)[1])
-        check_layout(config, "actor", world_size)
+        check_parallel_config(config, "actor", world_size)
 
 
 @pytest.mark.parametrize("model", ["ref", "generate"])
@@ -83,27 +83,27 @@ def test_only_the_actor_has_pipelines_and_micro_batches(model, name, value, need
     config = RunConfig()
     key, layout = parallel_config(config, model)
     setattr(layout, name, value)
-    message = refusal(check_layout, config, model, num_processes(layout))
+    message = refusal(check_parallel_config, config, model, num_processes(layout))
     assert message.startswith(f"{key}.{name} is {str(value).lower()}; only the actor")
     assert message.endswith(f"it must be {needed}")
 
 
 def test_ascend_devices_come_in_certain_numbers():
     config = run(generate=(1, 3, 1))
-    check_layout(config, "generate", 3)
+    check_parallel_config(config, "generate", 3)
     config.context.device_target = "Ascend"
-    assert refusal(check_layout, config, "generate", 3) == (
+    assert refusal(check_parallel_config, config, "generate", 3) == (
         "the number of processes is 3; MindSpore takes 1, 2, 4 or a multiple of 8 Ascend devices: change "
         "generate_config.parallel_config, or set context.device_target CPU, where any number works"
     )
     for dp in (1, 2, 4, 8, 24):
         config.generate_config.parallel_config = ParallelConfig(dp, 1, 1)
-        check_layout(config, "generate", dp)
+        check_parallel_config(config, "generate", dp)
 
 
 def test_pipeline_needs_a_micro_batch_for_every_stage():
-    check_layout(run(actor=(1, 1, 4), micro=4), "actor", 4)
-    message = refusal(check_layout, run(actor=(1, 1, 4), micro=2), "actor", 4)
+    check_parallel_config(run(actor=(1, 1, 4), micro=4), "actor", 4)
+    message = refusal(check_parallel_config, run(actor=(1, 1, 4), micro=2), "actor", 4)
     assert "micro_batch_num is 2; a pipeline of 4 stages needs at least 4" in message
 
 

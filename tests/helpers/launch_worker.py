@@ -20,10 +20,10 @@ def main(argv: Sequence[str]) -> None:
     case = argv[0]
     if case == "refuse" and os.environ["RANK_ID"] == "1":
         raise UserError("rank 1 knows\nbetter")
-    from r1parallel.parallel.device import joined_world, setup_device
+    from r1parallel.parallel.device import current_world, setup_device
 
     world = setup_device(ContextConfig(wait_limit=120))
-    assert joined_world() == world
+    assert current_world() == world
     if case == "collectives":
         check_collectives(world)
     barrier(world, "all are here")

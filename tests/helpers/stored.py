@@ -1,7 +1,7 @@
 """Reading what tests wrote."""
 
-from r1parallel.checkpoint.reading.rows import StoredRows
 from r1parallel.checkpoint.reading.source import open_source
+from r1parallel.checkpoint.reading.tensor_rows import StoredRows
 from r1parallel.checkpoint.reading.windows import read_rows
 
 

@@ -10,7 +10,7 @@ import pytest
 from r1parallel.config.schema import ContextConfig
 from r1parallel.parallel import device, worker
 from r1parallel.parallel.launch.msrun import worker_environment
-from r1parallel.parallel.launch.rank_status import Notes
+from r1parallel.parallel.launch.rank_status import JobStatus
 from r1parallel.parallel.launch.world import World, is_scheduler, is_worker, launched_world_size
 
 MEMBER = """\
@@ -24,7 +24,7 @@ run_worker(main)
 
 
 def test_a_single_process_is_rank_0_of_1(mindspore_cpu):
-    assert device.setup_device(ContextConfig()) == World(0, 1) == device.joined_world()
+    assert device.setup_device(ContextConfig()) == World(0, 1) == device.current_world()
 
 
 def test_roles_are_msruns(monkeypatch):
@@ -66,8 +66,8 @@ def member(tmp_path, code, *, parent="--join=True", **variables):
 )
 def test_a_rank_that_fails_notes_its_code_and_error(tmp_path, code, exit_code, message):
     assert member(tmp_path, code).returncode == exit_code
-    note = Notes(tmp_path / "notes").read(3)
-    assert (note.exit_code, note.message) == (exit_code, message)
+    status = JobStatus(tmp_path / "notes").read(3)
+    assert (status.exit_code, status.message) == (exit_code, message)
 
 
 def test_a_rank_that_ends_well_leaves_no_note(tmp_path):
@@ -105,12 +105,12 @@ class Joined:
         for name, value in {"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "2", "DEVICE_ID": "0"}.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("R1_JOB_DIR", str(tmp_path))
-        monkeypatch.setattr(device, "_joined", None)
+        monkeypatch.setattr(device, "_world", None)
         monkeypatch.setattr(communication, "init", lambda: calls.append("init"))
         monkeypatch.setattr(communication, "get_rank", lambda: 1)
         monkeypatch.setattr(communication, "get_group_size", lambda: 2)
         monkeypatch.setattr(device, "_enable_cpu_backend", lambda world: calls.append(world))
-        monkeypatch.setattr(device, "watch", lambda notes, rank, size, limit: calls.append((rank, size, limit)))
+        monkeypatch.setattr(device, "watch", lambda statuses, rank, size, limit: calls.append((rank, size, limit)))
         return calls
 
 
@@ -119,7 +119,7 @@ class TestJoining(Joined):
         monkeypatch.setenv("RANK_ID", "1")
         assert device.setup_device(ContextConfig(wait_limit=5)) == World(1, 2)
         assert job == [(1, 2, 5), "init", World(1, 2)]
-        assert device.setup_device(ContextConfig(wait_limit=6)) == World(1, 2) == device.joined_world()
+        assert device.setup_device(ContextConfig(wait_limit=6)) == World(1, 2) == device.current_world()
         assert job[3:] == [(1, 2, 6)]
 
     def test_a_rank_that_only_init_knows_is_watched_from_then_on(self, job, monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 
 from r1parallel.config.schema import GenerateConfig, RunConfig, SamplingConfig
 from r1parallel.data.templates import render
-from r1parallel.data.text.sources import Source
+from r1parallel.data.text.sources import ExampleSource
 from r1parallel.generation.answer import Answerer
 from r1parallel.generation.engine import Completions
 
@@ -25,7 +25,7 @@ def ours(smollm2: Path, shared_dir: Path) -> SimpleNamespace:
     sampling = SamplingConfig(max_tokens=TOKENS, temperature=0.0, eos_token_id=[STOP_ID])
     generate = GenerateConfig(load=str(smollm2), infer_model_batch_size=QUESTIONS, sampling_config=sampling)
     answerer = Answerer.open(RunConfig(generate_config=generate))
-    questions = islice(Source("gsm8k", shared_dir / "data" / "gsm8k" / "test.jsonl"), QUESTIONS)
+    questions = islice(ExampleSource("gsm8k", shared_dir / "data" / "gsm8k" / "test.jsonl"), QUESTIONS)
     texts = [render("chat", example.question, answerer.tokenizer) for example in questions]
     prompts = [answerer.tokenizer.encode(text) for text in texts]
     return SimpleNamespace(texts=texts, prompts=prompts, completions=answerer.answer(prompts, seed=0))
@@ -39,7 +39,7 @@ def theirs(smollm2: Path, reference: SimpleNamespace):
 @pytest.mark.slow
 def test_the_prompts_are_those_of_transformers(ours, smollm2, reference, shared_dir):
     tokenizer = reference.transformers.PreTrainedTokenizerFast.from_pretrained(smollm2)
-    examples = islice(Source("gsm8k", shared_dir / "data" / "gsm8k" / "test.jsonl"), QUESTIONS)
+    examples = islice(ExampleSource("gsm8k", shared_dir / "data" / "gsm8k" / "test.jsonl"), QUESTIONS)
     for prompt, example in zip(ours.prompts, examples, strict=True):
         chat = [{"role": "user", "content": example.question}]
         assert prompt == tokenizer.apply_chat_template(chat, add_generation_prompt=True)

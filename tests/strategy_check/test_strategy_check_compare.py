@@ -23,11 +23,11 @@ from r1parallel.parallel.compile_only import CompileOnlyProgram
 from r1parallel.parallel.device import has_fused_kernels
 from r1parallel.parallel.launch.msrun import worker_environment
 from r1parallel.parallel.launch.world import CompileOnlyWorld
-from r1parallel.parallel.layout.from_config import configured_layout
+from r1parallel.parallel.layout.from_config import layout_before_run
 from r1parallel.parallel.layout.mesh import Mesh
 from r1parallel.parallel.layout.strategy_files import read_rank_strategy, write_model_strategies
 from r1parallel.parallel.layout.table import ModelLayout
-from r1parallel.parallel.layout.tensor_layout import Layout, TensorLayout
+from r1parallel.parallel.layout.tensor_layout import StageLayouts, TensorLayout
 from r1parallel.rl import grpo
 from r1parallel.strategy_check import compare, compile_rank
 from r1parallel.strategy_check.compare import check_strategy, first_difference
@@ -85,7 +85,7 @@ def test_mindspore_agrees_with_the_table(mindspore_cpu, tmp_path, tying):
         name, _, model, rank, compute_dtype = job.split(":")
         sizes = sizes_of(CASES[name], tying == "tied", compute_dtype)
         config = run_config(CASES[name], tying == "tied", tmp_path, compute_dtype)
-        layout = configured_layout(config, model, None)
+        layout = layout_before_run(config, model, None)
         theirs = read_rank_strategy(tmp_path / f"{job}.ckpt", sizes.parameter_shapes())
         turned = json.loads((tmp_path / f"{job}.json").read_text())
         is_turned = model == "generate" and (compute_dtype == "bfloat16" or not has_fused_kernels())
@@ -132,7 +132,7 @@ def test_differences_name_parameter_rank_and_both_slices():
 def run(tmp_path):
     """A run of two stages, and the folder of its strategy files."""
     config = run_config(replace(CASES["pp2"], layers=4), True, tmp_path)
-    write_model_strategies(configured_layout(config, "actor", None), "actor", tmp_path)
+    write_model_strategies(layout_before_run(config, "actor", None), "actor", tmp_path)
     return config, tmp_path
 
 
@@ -232,7 +232,7 @@ def test_the_sections_of_a_file_say_which_run_it_configures(sections, name):
 )
 def test_the_caller_says_which_actor_is_compiled(run, monkeypatch, model, sections):
     config, folder = run
-    write_model_strategies(configured_layout(config, model, None), model, folder)
+    write_model_strategies(layout_before_run(config, model, None), model, folder)
     asked = []
 
     def refuse(config, model, sections, *rest):
@@ -259,7 +259,7 @@ NO_KERNEL = "\n---\n- Kernel select failed:\n---\nUnsupported op [RmsNorm] on CP
 )
 def test_a_compilation_may_end_at_a_missing_kernel_once_its_file_is_whole(tmp_path, says, writes, ends):
     file, whole = tmp_path / "strategy.ckpt", tmp_path / "whole.ckpt"
-    write_model_strategies(Layout(1, ({"a": TensorLayout((1,), (-1,))},)), "actor", tmp_path)
+    write_model_strategies(StageLayouts(1, ({"a": TensorLayout((1,), (-1,))},)), "actor", tmp_path)
     whole.write_bytes((tmp_path / "train_policy_strategy" / "strategy_0.ckpt").read_bytes())
     file.write_bytes(whole.read_bytes())  # of an earlier graph: it does not count
 
@@ -282,6 +282,6 @@ def test_a_compilation_may_end_at_a_missing_kernel_once_its_file_is_whole(tmp_pa
 
 def test_one_process_needs_no_check(run, capsys):
     config, folder = run
-    write_model_strategies(Layout(1, ({"a": TensorLayout((1,), (-1,))},)), "actor", folder)
+    write_model_strategies(StageLayouts(1, ({"a": TensorLayout((1,), (-1,))},)), "actor", folder)
     check_strategy(config, "actor", [0], folder)
     assert capsys.readouterr().out == "nothing to check: a single process holds everything\n"

@@ -14,7 +14,7 @@ from helpers.tiny_runs import REPOSITORY, run_script
 from r1parallel.config.loading.load import load_config
 from r1parallel.config.model import load_model_config
 from r1parallel.parallel.layout.describe import first_ranks
-from r1parallel.parallel.layout.from_config import configured_layout
+from r1parallel.parallel.layout.from_config import layout_before_run
 
 TOOL = "tools/make_strategy.py"
 CONFIGS = REPOSITORY / "model_configs"
@@ -32,7 +32,7 @@ def check(folder, shipped, kind, model, *flags) -> int:
     """Ask MindSpore about the first rank of the first and of the last stage; the exit status."""
     file = CONFIGS / shipped / f"{kind}.yaml"
     config = load_config(file, {}, [*SECTIONS[kind], "actor_config", "context", "monitor_config"])
-    ranks = first_ranks(configured_layout(config, model, None))
+    ranks = first_ranks(layout_before_run(config, model, None))
     chosen = ["--ranks", ",".join(str(rank) for rank in sorted({ranks[0], ranks[-1]}))]
     words = ["--config", str(file), "--model", model, "--output_dir", str(folder), "--check", *chosen]
     return run_script(TOOL, [*words, "--context.wait_limit", str(LIMIT_S), *flags])

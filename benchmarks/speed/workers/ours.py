@@ -14,7 +14,7 @@ from r1parallel.checkpoint.load import open_model, read_model
 from r1parallel.config.loading.load import GRPO_SECTIONS, load_config
 from r1parallel.config.model import load_model_config
 from r1parallel.config.schema import ContextConfig, RunConfig, SamplingConfig
-from r1parallel.data.mindrecord import Rows
+from r1parallel.data.mindrecord import DatasetRows
 from r1parallel.generation.engine import Completions, RolloutEngine
 from r1parallel.models.fused.operators import choose_operators
 from r1parallel.models.parameters import load_parameters, load_slices
@@ -78,11 +78,11 @@ def training(job: dict[str, Any]) -> Work:
     return update
 
 
-def data_set(job: dict[str, Any]) -> Rows:
+def data_set(job: dict[str, Any]) -> DatasetRows:
     """The job's prompts as a data set."""
     prompts = np.array(job["prompts"], np.int32)
     answers, lengths = np.zeros((len(prompts), 1), np.int32), np.full(len(prompts), prompts.shape[1], np.int32)
-    return Rows(prompts, lengths, answers, np.zeros(len(prompts), np.int32), [""] * len(prompts))
+    return DatasetRows(prompts, lengths, answers, np.zeros(len(prompts), np.int32), [""] * len(prompts))
 
 
 def given_experience(job: dict[str, Any], config: RunConfig) -> Experience:

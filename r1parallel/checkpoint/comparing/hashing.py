@@ -12,8 +12,8 @@ from tqdm import tqdm
 from r1parallel.checkpoint.formats.dtypes import DTYPES
 from r1parallel.checkpoint.formats.manifest import new_hash
 from r1parallel.checkpoint.formats.tensor_entry import as_bytes
-from r1parallel.checkpoint.reading.rows import Rows, words
 from r1parallel.checkpoint.reading.streams import Streams
+from r1parallel.checkpoint.reading.tensor_rows import TensorRows, words
 from r1parallel.checkpoint.reading.windows import windows
 from r1parallel.checkpoint.writing.copy_engine import Progress
 from r1parallel.parallel.layout.regions import shape_of, whole
@@ -22,7 +22,7 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
-def hash_rows(rows: Rows, progress: Progress) -> str:
+def hash_rows(rows: TensorRows, progress: Progress) -> str:
     """The hash of a tensor's bytes in row order, the same however it is stored.
 
     Args:
@@ -42,7 +42,7 @@ def hash_rows(rows: Rows, progress: Progress) -> str:
     return digest.hexdigest()
 
 
-def byte_count(rows: Rows) -> int:
+def byte_count(rows: TensorRows) -> int:
     """Size of a full tensor."""
     return prod(rows.shape) * DTYPES[rows.dtype].itemsize
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from r1parallel.checkpoint.formats.side_files import CONFIG_FILE
 from r1parallel.checkpoint.reading.match import take_part
-from r1parallel.checkpoint.reading.rows import Rows
-from r1parallel.checkpoint.reading.source import Source
+from r1parallel.checkpoint.reading.source import CheckpointSource
+from r1parallel.checkpoint.reading.tensor_rows import TensorRows
 from r1parallel.checkpoint.tables.names import EMBEDDING, HEAD, ROTARY_BUFFER, family_of, separate_tensors, translate
 from r1parallel.config.model import ModelConfig, load_model_config
 from r1parallel.errors import UserError
@@ -20,7 +20,7 @@ class _Held:
 
     label: str
     stored: str
-    rows: Rows
+    rows: TensorRows
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Pair:
     """
 
     name: str
-    first: Rows
-    second: Rows
+    first: TensorRows
+    second: TensorRows
     stored: tuple[str, str]
 
 
@@ -58,7 +58,7 @@ class Pairing:
     notes: list[str]
 
 
-def known_family(source: Source) -> str | None:
+def known_family(source: CheckpointSource) -> str | None:
     """The family of a checkpoint's names, or None where they are no model's, or a part of one's."""
     try:
         return family_of(source.shapes)
@@ -66,13 +66,13 @@ def known_family(source: Source) -> str | None:
         return None
 
 
-def beside_config(source: Source) -> ModelConfig | None:
+def beside_config(source: CheckpointSource) -> ModelConfig | None:
     """The sizes beside a checkpoint's weights, where they are there."""
     found = any((source.folder / name).is_file() for name in (CONFIG_FILE, "model.yaml"))
     return load_model_config(source.folder) if found else None
 
 
-def pair_up(first: Source, second: Source) -> Pairing:
+def pair_up(first: CheckpointSource, second: CheckpointSource) -> Pairing:
     """Find the tensors that belong together; only headers are read.
 
     What both store under one name is one tensor. Other names are translated where both are of known families, and
@@ -105,11 +105,11 @@ def pair_up(first: Source, second: Source) -> Pairing:
     return Pairing(pairs, heads, missing, notes)
 
 
-def _as_stored(source: Source, shared: set[str]) -> dict[str, _Held]:
+def _as_stored(source: CheckpointSource, shared: set[str]) -> dict[str, _Held]:
     return {name: _Held(name, name, rows) for name, rows in source.tensors.items() if name not in shared}
 
 
-def _by_our_names(source: Source, other: Source, shared: set[str]) -> dict[str, _Held]:
+def _by_our_names(source: CheckpointSource, other: CheckpointSource, shared: set[str]) -> dict[str, _Held]:
     """Our name → tensor, of those that are not `shared`. Names of optimizer state and the like stay as they are."""
     found: dict[str, _Held] = {}
     for name, (stored, part) in _places(source, shared).items():
@@ -121,7 +121,7 @@ def _by_our_names(source: Source, other: Source, shared: set[str]) -> dict[str, 
     return found
 
 
-def _places(source: Source, shared: set[str]) -> dict[str, tuple[str, int | None]]:
+def _places(source: CheckpointSource, shared: set[str]) -> dict[str, tuple[str, int | None]]:
     """Our name → the stored tensor and, where it is one of several in it, which."""
     family = family_of(source.shapes)
     stored = [name for name in source.shapes if name not in shared]
@@ -146,7 +146,7 @@ def _translated(name: str, family: str) -> str:
         return name
 
 
-def _part(source: Source, other: Source, stored: str, index: int) -> Rows:
+def _part(source: CheckpointSource, other: CheckpointSource, stored: str, index: int) -> TensorRows:
     """One of several tensors in a stored one."""
     config = beside_config(source) or beside_config(other)
     if config is None:
@@ -155,7 +155,10 @@ def _part(source: Source, other: Source, stored: str, index: int) -> Rows:
 
 
 def _lone_head(
-    side: str, sources: Mapping[str, Source], families: Mapping[str, str | None], held: Mapping[str, dict[str, _Held]]
+    side: str,
+    sources: Mapping[str, CheckpointSource],
+    families: Mapping[str, str | None],
+    held: Mapping[str, dict[str, _Held]],
 ) -> Pair | None:
     """The head that only one side has, with its embedding; None where it is none, or the other side needs one too."""
     other, family = "B" if side == "A" else "A", families[side]

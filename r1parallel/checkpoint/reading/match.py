@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 from r1parallel.checkpoint.formats.dtypes import CONFIG_DTYPES
-from r1parallel.checkpoint.reading.rows import PartRows, Rows
-from r1parallel.checkpoint.reading.source import Source
+from r1parallel.checkpoint.reading.source import CheckpointSource
+from r1parallel.checkpoint.reading.tensor_rows import PartRows, TensorRows
 from r1parallel.checkpoint.reading.windows import are_equal
 from r1parallel.checkpoint.tables.names import (
     EMBEDDING,
@@ -21,7 +21,9 @@ from r1parallel.errors import UserError
 _FIT = "does the model configuration fit?"
 
 
-def match_model(source: Source, tensors: Mapping[str, Rows], config: ModelConfig) -> dict[str, Rows]:
+def match_model(
+    source: CheckpointSource, tensors: Mapping[str, TensorRows], config: ModelConfig
+) -> dict[str, TensorRows]:
     """Our names → tensors, in the model's order. No data is read, but to compare a tied model's two copies.
 
     Args:
@@ -34,7 +36,7 @@ def match_model(source: Source, tensors: Mapping[str, Rows], config: ModelConfig
     """
     family = _family(source)
     held = _by_our_names(source, family)
-    found: dict[str, Rows] = {}
+    found: dict[str, TensorRows] = {}
     expected = config.parameter_shapes()
     for ours, (stored, part) in held.items():
         rows = tensors[stored]
@@ -53,7 +55,7 @@ def match_model(source: Source, tensors: Mapping[str, Rows], config: ModelConfig
     return {ours: found[ours] for ours in expected}
 
 
-def take_part(source: Source, stored: str, index: int, rows: Rows, config: ModelConfig) -> PartRows:
+def take_part(source: CheckpointSource, stored: str, index: int, rows: TensorRows, config: ModelConfig) -> PartRows:
     """One of the tensors that are concatenated in a stored one, which is read through `rows`.
 
     Raises:
@@ -65,14 +67,14 @@ def take_part(source: Source, stored: str, index: int, rows: Rows, config: Model
     return PartRows(rows, group, index)
 
 
-def _family(source: Source) -> str:
+def _family(source: CheckpointSource) -> str:
     try:
         return family_of(source.shapes)
     except UserError as error:
         raise UserError(f"{source.path}: {error}") from None
 
 
-def _by_our_names(source: Source, family: str) -> dict[str, tuple[str, int | None]]:
+def _by_our_names(source: CheckpointSource, family: str) -> dict[str, tuple[str, int | None]]:
     """Our name → the stored tensor and, where it is one of several in it, which."""
     stored = [name for name in source.shapes if not name.endswith(ROTARY_BUFFER)]
     try:
@@ -83,14 +85,14 @@ def _by_our_names(source: Source, family: str) -> dict[str, tuple[str, int | Non
         raise UserError(f"{source.path}: {error}") from None
 
 
-def _check(source: Source, name: str, rows: Rows, shape: tuple[int, ...]) -> None:
+def _check(source: CheckpointSource, name: str, rows: TensorRows, shape: tuple[int, ...]) -> None:
     if rows.shape != shape:
         raise UserError(f"{source.path}: {name} has shape {rows.shape}, the model wants {shape}; {_FIT}")
     if rows.dtype not in CONFIG_DTYPES:
         raise UserError(f"{source.path}: {name} is stored as {rows.dtype}; weights must be F32, F16 or BF16")
 
 
-def _check_tied(source: Source, head: str, embedding: str, tensors: Mapping[str, Rows]) -> None:
+def _check_tied(source: CheckpointSource, head: str, embedding: str, tensors: Mapping[str, TensorRows]) -> None:
     """A tied model may store its head too, as long as it is the embedding."""
     if not are_equal(tensors[head], tensors[embedding]):
         raise UserError(

@@ -15,18 +15,18 @@ from r1parallel.checkpoint.formats.tensor_file import (
     open_rank,
     rank_folders,
 )
-from r1parallel.checkpoint.reading.rows import StoredRows
+from r1parallel.checkpoint.reading.tensor_rows import StoredRows
 from r1parallel.checkpoint.reading.windows import read_rows
 from r1parallel.checkpoint.tables.placement import cut_tensor, find_layout, is_everywhere, missing_names, stage_tensors
 from r1parallel.errors import UserError
 from r1parallel.parallel.layout.regions import Bounds, Region, bounds_of, shape_of, whole
 from r1parallel.parallel.layout.strategy_files import read_strategy
-from r1parallel.parallel.layout.tensor_layout import Layout
+from r1parallel.parallel.layout.tensor_layout import StageLayouts
 
 STRATEGY_FILE = "strategy.ckpt"  # beside the rank folders of a model that we saved: how it is cut
 
 
-class Source:
+class CheckpointSource:
     """A checkpoint as full tensors, however it is stored. Opening it read headers only.
 
     Attributes:
@@ -59,7 +59,7 @@ class Source:
         return read_rows(self.firsts[name], region)
 
 
-def open_source(path: str | Path, layout: Layout | None = None, prefix: str = "") -> Source:
+def open_source(path: str | Path, layout: StageLayouts | None = None, prefix: str = "") -> CheckpointSource:
     """Open a checkpoint of any form.
 
     Args:
@@ -84,10 +84,10 @@ def open_source(path: str | Path, layout: Layout | None = None, prefix: str = ""
         name: StoredRows(entry.shape, entry.dtype, {bounds_of(whole(entry.shape)): [entry]})
         for name, entry in checkpoint.items()
     }
-    return Source(path, checkpoint.folder, tensors)
+    return CheckpointSource(path, checkpoint.folder, tensors)
 
 
-def open_sliced(path: str | Path, layout: Layout, prefix: str = "") -> Source:
+def open_sliced(path: str | Path, layout: StageLayouts, prefix: str = "") -> CheckpointSource:
     """Open a checkpoint that is cut into rank_N folders.
 
     Args:
@@ -103,21 +103,21 @@ def open_sliced(path: str | Path, layout: Layout, prefix: str = "") -> Source:
     for rank, checkpoint in enumerate(ranks):
         _check_names(checkpoint, layout, rank)
     names = {name: None for checkpoint in ranks for name in checkpoint}
-    return Source(path, path, {name: _put_together(name, ranks, layout) for name in names})
+    return CheckpointSource(path, path, {name: _put_together(name, ranks, layout) for name in names})
 
 
-def _check_recorded_cut(source: Source, layout: Layout) -> None:
+def _check_recorded_cut(source: CheckpointSource, layout: StageLayouts) -> None:
     """Strategies of other meshes can ask for pieces of the same shapes, and would put them in other places."""
     file = source.path / STRATEGY_FILE
     if not file.is_file():
         return
     recorded = read_strategy(file)
-    same = recorded == Layout(layout.stage_size, layout.stages)
+    same = recorded == StageLayouts(layout.stage_size, layout.stages)
     if not same and open_sliced(source.path, recorded).tensors != source.tensors:
         raise UserError(f"{file}: says that the ranks are cut in another way than the given strategy; leave it out")
 
 
-def _open_ranks(path: Path, layout: Layout, prefix: str) -> list[Checkpoint]:
+def _open_ranks(path: Path, layout: StageLayouts, prefix: str) -> list[Checkpoint]:
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; a checkpoint that is cut is a folder of rank_N")
     folders = rank_folders(path)
@@ -131,7 +131,7 @@ def _open_ranks(path: Path, layout: Layout, prefix: str) -> list[Checkpoint]:
     return [open_rank(folder, prefix) for folder in folders.values()]
 
 
-def _check_names(checkpoint: Checkpoint, layout: Layout, rank: int) -> None:
+def _check_names(checkpoint: Checkpoint, layout: StageLayouts, rank: int) -> None:
     table = layout.stages[rank // layout.stage_size]
     for name, entry in checkpoint.items():
         if find_layout(table, name) is None and not is_everywhere(name, entry.shape):
@@ -140,7 +140,7 @@ def _check_names(checkpoint: Checkpoint, layout: Layout, rank: int) -> None:
         raise UserError(f"{checkpoint.path}: {name} is missing, which the strategy places on this rank")
 
 
-def _put_together(name: str, ranks: list[Checkpoint], layout: Layout) -> StoredRows:
+def _put_together(name: str, ranks: list[Checkpoint], layout: StageLayouts) -> StoredRows:
     """Where the pieces of one tensor lie."""
     owners = [rank for rank, checkpoint in enumerate(ranks) if name in checkpoint]
     first = ranks[owners[0]][name]
@@ -163,7 +163,7 @@ def _put_together(name: str, ranks: list[Checkpoint], layout: Layout) -> StoredR
     return StoredRows(shape, first.dtype, pieces)
 
 
-def _full_shape(layout: Layout, entry: TensorEntry, rank: int) -> tuple[int, ...]:
+def _full_shape(layout: StageLayouts, entry: TensorEntry, rank: int) -> tuple[int, ...]:
     found = find_layout(layout.stages[rank // layout.stage_size], entry.name)
     if found is None:
         return entry.shape

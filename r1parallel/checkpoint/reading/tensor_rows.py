@@ -18,7 +18,7 @@ from r1parallel.errors import UserError
 from r1parallel.parallel.layout.regions import Bounds, Region, from_bounds, overlap, within
 
 
-class Rows(Protocol):
+class TensorRows(Protocol):
     """A tensor of which any region can be read.
 
     Attributes:
@@ -118,7 +118,7 @@ class StoredRows:
             target[...] = block[kept]
 
 
-def cast_rows(rows: Rows, dtype: str, name: str) -> Rows:
+def cast_rows(rows: TensorRows, dtype: str, name: str) -> TensorRows:
     """A tensor in another dtype, F32, F16 or BF16; itself where it has that one. `name` is for errors."""
     return rows if rows.dtype == dtype else CastRows(rows, dtype, name)
 
@@ -127,7 +127,7 @@ def cast_rows(rows: Rows, dtype: str, name: str) -> Rows:
 class CastRows:
     """A tensor in another dtype. See `cast_rows`."""
 
-    rows: Rows
+    rows: TensorRows
     dtype: str
     name: str
 
@@ -160,7 +160,7 @@ class InterleavedRows:
         group: how many rows of each part make a group.
     """
 
-    parts: tuple[Rows, ...]
+    parts: tuple[TensorRows, ...]
     group: tuple[int, ...]
 
     @property
@@ -204,7 +204,7 @@ class PartRows:
         index: which part.
     """
 
-    rows: Rows
+    rows: TensorRows
     group: tuple[int, ...]
     index: int
 

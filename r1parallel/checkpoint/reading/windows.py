@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from r1parallel.checkpoint.formats.dtypes import DTYPES
-from r1parallel.checkpoint.reading.rows import Rows, words
 from r1parallel.checkpoint.reading.streams import Streams
+from r1parallel.checkpoint.reading.tensor_rows import TensorRows, words
 from r1parallel.errors import UserError
 from r1parallel.parallel.layout.regions import Region, shape_of, whole
 
@@ -14,7 +14,7 @@ WINDOW = 2 * 2**20  # bytes that reading a window takes, about: small enough to 
 _LARGEST_STEP = 2**29  # bytes; a window is never less than one row, or one group of interleaved rows
 
 
-def windows(rows: Rows, region: Region) -> Iterator[Region]:
+def windows(rows: TensorRows, region: Region) -> Iterator[Region]:
     """Cut a region into windows of whole rows, in order.
 
     Raises:
@@ -34,7 +34,7 @@ def windows(rows: Rows, region: Region) -> Iterator[Region]:
         begin = end
 
 
-def read_rows(rows: Rows, region: Region | None = None) -> np.ndarray:
+def read_rows(rows: TensorRows, region: Region | None = None) -> np.ndarray:
     """Read a region of a tensor, or all of it, into memory, in its own dtype (BF16: `ml_dtypes.bfloat16`)."""
     region = whole(rows.shape) if region is None else region
     result = np.empty(shape_of(region), words(rows.dtype))
@@ -49,7 +49,7 @@ def window_of(array: np.ndarray, window: Region, region: Region) -> np.ndarray:
     return array[window[0].start - region[0].start : window[0].stop - region[0].start] if region else array
 
 
-def are_equal(first: Rows, second: Rows) -> bool:
+def are_equal(first: TensorRows, second: TensorRows) -> bool:
     """Whether two tensors are the same bit for bit."""
     if (first.shape, first.dtype) != (second.shape, second.dtype):
         return False

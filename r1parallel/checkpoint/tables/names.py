@@ -192,7 +192,7 @@ def separate_tensors(stored: Iterable[str]) -> dict[str, tuple[str, int | None]]
 
 
 def group_rows(config: ModelConfig, concatenated: str) -> tuple[int, ...]:
-    """Rows of each part in one group of a concatenated tensor, weight or bias; all of it is such groups in order.
+    """TensorRows of each part in one group of a concatenated tensor, weight or bias; all of it is such groups in order.
 
     For `attention.w_qkv` a group is a key head with its query heads, for `feed_forward.w_gate_hidden` an inner unit.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from r1parallel.checkpoint.tables.names import separate_tensors, to_hf
 from r1parallel.errors import UserError
 from r1parallel.parallel.layout.regions import Region, whole
-from r1parallel.parallel.layout.tensor_layout import Layout, TensorLayout
+from r1parallel.parallel.layout.tensor_layout import StageLayouts, TensorLayout
 
 
 def find_layout(table: Mapping[str, TensorLayout], name: str) -> TensorLayout | None:
@@ -28,7 +28,9 @@ def is_everywhere(name: str, shape: tuple[int, ...]) -> bool:
     return shape in ((), (1,)) and not _is_parameter(name)
 
 
-def stage_tensors(layout: Layout, stage: int, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, TensorLayout | None]:
+def stage_tensors(
+    layout: StageLayouts, stage: int, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, TensorLayout | None]:
     """Which tensors a stage holds, and how it cuts them; None: whole, on every rank."""
     result: dict[str, TensorLayout | None] = {}
     for name, shape in shapes.items():
@@ -74,7 +76,7 @@ def missing_names(table: Mapping[str, TensorLayout], present: Collection[str]) -
     return sorted(set(wanted) - set(present))
 
 
-def check_all_placed(path: Path, shapes: Mapping[str, tuple[int, ...]], layout: Layout) -> None:
+def check_all_placed(path: Path, shapes: Mapping[str, tuple[int, ...]], layout: StageLayouts) -> None:
     """See that no tensor of a checkpoint gets lost under a layout, and none is missing.
 
     Raises:

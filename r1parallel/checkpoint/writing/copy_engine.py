@@ -16,8 +16,8 @@ import numpy as np
 
 from r1parallel.checkpoint.formats.manifest import new_hash
 from r1parallel.checkpoint.formats.tensor_entry import Extent, FilePlan, as_bytes
-from r1parallel.checkpoint.reading.rows import Rows, words
 from r1parallel.checkpoint.reading.streams import Streams
+from r1parallel.checkpoint.reading.tensor_rows import TensorRows, words
 from r1parallel.checkpoint.reading.windows import windows
 from r1parallel.checkpoint.writing.folders import explained, flush
 from r1parallel.errors import UserError
@@ -41,7 +41,7 @@ class Job:
     """One tensor and its parts. `name` is what the files call it."""
 
     name: str
-    rows: Rows
+    rows: TensorRows
     parts: list[Part]
 
     @property

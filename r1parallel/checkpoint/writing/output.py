@@ -13,12 +13,12 @@ from r1parallel.checkpoint.formats.dtypes import DTYPES
 from r1parallel.checkpoint.formats.manifest import manifest_path, write_manifest
 from r1parallel.checkpoint.formats.tensor_entry import FilePlan
 from r1parallel.checkpoint.formats.tensor_file import FORMATS, INDEX_FILE, NAME_MAP_FILE, SINGLE_FILES, read_file
-from r1parallel.checkpoint.reading.rows import Rows
+from r1parallel.checkpoint.reading.tensor_rows import TensorRows
 from r1parallel.checkpoint.tables.placement import cut_tensor, stage_tensors
 from r1parallel.checkpoint.writing.copy_engine import Job, Part, create_file, flush_files, run_jobs
 from r1parallel.errors import UserError
 from r1parallel.parallel.layout.regions import Bounds, Region, bounds_of, shape_of, whole
-from r1parallel.parallel.layout.tensor_layout import Layout
+from r1parallel.parallel.layout.tensor_layout import StageLayouts
 
 MAX_SHARD_SIZE = 5 * 10**9  # bytes; what Hugging Face cuts at
 Header = tuple[str, tuple[int, ...], str]  # name, shape, dtype of a tensor in a file
@@ -47,7 +47,7 @@ class Output:
 
 
 def plan_full(
-    tensors: Mapping[str, Rows],
+    tensors: Mapping[str, TensorRows],
     metadata: Mapping[str, str],
     kind: str = "safetensors",
     max_shard_size: int = MAX_SHARD_SIZE,
@@ -79,8 +79,8 @@ def plan_full(
 
 
 def plan_ranks(
-    tensors: Mapping[str, Rows],
-    layout: Layout,
+    tensors: Mapping[str, TensorRows],
+    layout: StageLayouts,
     ranks: Sequence[int],
     metadata: Mapping[str, str],
     kind: str = "safetensors",
@@ -138,7 +138,7 @@ def write_output(output: Output, folder: Path, workers: int, title: str | None =
 
 
 def _output(
-    tensors: Mapping[str, Rows],
+    tensors: Mapping[str, TensorRows],
     places: Mapping[Path, list[tuple[str, Region]]],
     metadata: Mapping[str, str],
     kind: str,
@@ -165,7 +165,7 @@ def _into(folder: Path, job: Job) -> Job:
     return Job(job.name, job.rows, parts)
 
 
-def _split(tensors: Mapping[str, Rows], max_shard_size: int) -> list[list[str]]:
+def _split(tensors: Mapping[str, TensorRows], max_shard_size: int) -> list[list[str]]:
     shards: list[list[str]] = [[]]
     used = 0
     for name, rows in tensors.items():
@@ -178,11 +178,11 @@ def _split(tensors: Mapping[str, Rows], max_shard_size: int) -> list[list[str]]:
     return shards
 
 
-def _nbytes(rows: Rows) -> int:
+def _nbytes(rows: TensorRows) -> int:
     return prod(rows.shape) * DTYPES[rows.dtype].itemsize
 
 
-def _index(names: list[str], shards: list[list[str]], tensors: Mapping[str, Rows]) -> str:
+def _index(names: list[str], shards: list[list[str]], tensors: Mapping[str, TensorRows]) -> str:
     weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
     total = sum(_nbytes(rows) for rows in tensors.values())
     return json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2) + "\n"

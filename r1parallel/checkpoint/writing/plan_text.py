@@ -4,11 +4,11 @@ import shutil
 from itertools import groupby
 from pathlib import Path
 
-from r1parallel.checkpoint.reading.source import Source
+from r1parallel.checkpoint.reading.source import CheckpointSource
 from r1parallel.checkpoint.writing.output import Output
 
 
-def plan_text(source: Source, output: Output, destination: str | Path) -> str:
+def plan_text(source: CheckpointSource, output: Output, destination: str | Path) -> str:
     """Lines for `--dry_run`.
 
     Args:

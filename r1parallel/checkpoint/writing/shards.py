@@ -9,7 +9,7 @@ from r1parallel.checkpoint.formats.dtypes import dtype_name
 from r1parallel.checkpoint.writing.tensor_writer import Tensor
 from r1parallel.parallel.layout.regions import Region
 from r1parallel.parallel.layout.table import ModelLayout
-from r1parallel.parallel.layout.tensor_layout import Layout
+from r1parallel.parallel.layout.tensor_layout import StageLayouts
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Shards:
                 raise ValueError(f"rank {rank}: {name} has shape {value.shape}, its layout says {wanted}")
         return [(name, value.shape, dtype_name(value.dtype), value) for name, value in self.values.items()]
 
-    def full_layout(self) -> Layout:
+    def full_layout(self) -> StageLayouts:
         """The layout of all these tensors, under their own names, on all stages."""
         names = {name: parameter_of(name, self.layout) for name in self.values}
         prefixes = list(dict.fromkeys(name.removesuffix(parameter) for name, parameter in names.items()))
         tables = tuple({p + name: layout for p in prefixes for name, layout in t.items()} for t in self.layout.stages)
-        return Layout(self.layout.stage_size, tables)
+        return StageLayouts(self.layout.stage_size, tables)
 
 
 def parameter_of(name: str, layout: ModelLayout) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from r1parallel.checkpoint.formats.dtypes import dtype_name
-from r1parallel.checkpoint.reading.rows import ArrayRows
+from r1parallel.checkpoint.reading.tensor_rows import ArrayRows
 from r1parallel.checkpoint.writing.output import MAX_SHARD_SIZE, plan_full, write_output
 from r1parallel.checkpoint.writing.replace import replaced_checkpoint
 

@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from r1parallel.data.mindspeed.yaml_file import LEARN_ANSWERS, PROMPTS_IN_MESSAGES, DatasetYaml
-from r1parallel.data.text.sources import BadRow, Example, RowFormat, Source, ground_truth, only_message, optional_text
+from r1parallel.data.text.sources import (
+    BadRow,
+    Example,
+    ExampleSource,
+    RowFormat,
+    ground_truth,
+    only_message,
+    optional_text,
+)
 from r1parallel.data.text.tokenizer import Tokenizer
 from r1parallel.errors import UserError
 
@@ -19,7 +27,8 @@ class MindSpeedRows:
     `bad` counts the malformed rows skipped.
 
     Raises:
-        UserError: no readable data file; while iterating, what `Source` refuses, or a mapped column that no row has.
+        UserError: no readable data file; while iterating, what `ExampleSource` refuses, or no row
+            has a mapped column.
     """
 
     def __init__(self, settings: DatasetYaml, tokenizer: Tokenizer, num_rows: int | None, skip_bad_rows: bool) -> None:
@@ -29,7 +38,7 @@ class MindSpeedRows:
         self._seen: set[str] = set()
         columns = tuple(name for name in settings.columns.values() if name)
         row_format = RowFormat(columns, self._example)
-        self._sources = [Source(row_format, path, skip_bad_rows, False) for path in data_files(settings.input)]
+        self._sources = [ExampleSource(row_format, path, skip_bad_rows, False) for path in data_files(settings.input)]
 
     @property
     def bad(self) -> int:

@@ -136,7 +136,7 @@ _DATASETS = {
 DATASET_TYPES = tuple(_DATASETS)
 
 
-class Source:
+class ExampleSource:
     """The examples of one file, read row by row: JSON lines, a JSON list, or Parquet (by its ending).
 
     `bad` counts the malformed rows that the last pass skipped. With `answers_required` a row without text to

@@ -7,7 +7,7 @@ from r1parallel.errors import UserError
 from r1parallel.monitor.pictures.block_picture import draw_block
 from r1parallel.monitor.pictures.mesh_picture import draw_mesh
 from r1parallel.monitor.pictures.schedule_picture import draw_schedule
-from r1parallel.parallel.layout.from_config import configured_layout
+from r1parallel.parallel.layout.from_config import layout_before_run
 
 _MOST_IN_A_STAGE, _MOST_STAGES, _MOST_MICRO = 8, 8, 64  # more cannot be read on a page
 
@@ -20,9 +20,9 @@ def draw_layout(config: RunConfig, folder: str | Path) -> list[Path]:
         folder: made when missing.
 
     Raises:
-        UserError: as in `configured_layout`, or the layout is too large for a picture.
+        UserError: as in `layout_before_run`, or the layout is too large for a picture.
     """
-    layout = configured_layout(config, "actor", None)
+    layout = layout_before_run(config, "actor", None)
     parallel, recompute = config.actor_config.parallel_config, config.actor_config.recompute_config
     for found, limit, what in (
         (layout.stage_size, _MOST_IN_A_STAGE, "data_parallel * model_parallel"),

@@ -1,4 +1,4 @@
-"""Which rank of a job failed first: from the notes of the ranks, and from the ends of their processes on this host."""
+"""Which rank of a job failed first: from the status of each rank, and how its process ended if it is on this host."""
 
 import os
 import select
@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from r1parallel.parallel.launch.host import this_host
-from r1parallel.parallel.launch.rank_status import Note, Notes
+from r1parallel.parallel.launch.rank_status import JobStatus, RankStatus
 
 SETTLE_S = 1.0  # after the first failure that is seen: for an earlier one to become known
 
@@ -14,12 +14,12 @@ SETTLE_S = 1.0  # after the first failure that is seen: for an earlier one to be
 class Failures:
     """Looks at a job until it has ended."""
 
-    def __init__(self, notes: Notes, size: int) -> None:
-        self._notes, self._size = notes, size
+    def __init__(self, statuses: JobStatus, size: int) -> None:
+        self._statuses, self._size = statuses, size
         self._unseen = set(range(size))
-        self._running: dict[int, Note] = {}  # descriptor of the process → note
+        self._running: dict[int, RankStatus] = {}  # descriptor of the process → status
         self._poll = select.poll()
-        self._found: dict[int, Note] = {}
+        self._found: dict[int, RankStatus] = {}
         self._num_ended = 0
 
     def look(self, timeout_s: float) -> None:
@@ -31,8 +31,8 @@ class Failures:
         for descriptor, _ in self._poll.poll(timeout_s * 1000):
             self._poll.unregister(descriptor)
             os.close(descriptor)
-            note = self._running.pop(descriptor)
-            self._end(note, _exit_code(note.pid))
+            status = self._running.pop(descriptor)
+            self._end(status, _exit_code(status.pid))
 
     @property
     def num_ended(self) -> int:
@@ -42,40 +42,40 @@ class Failures:
     def any(self) -> bool:
         return bool(self._found)
 
-    def first(self) -> Note | None:
-        """The note of the rank that failed earliest, on any node whose notes can be read; None when none failed."""
+    def first(self) -> RankStatus | None:
+        """The rank that failed earliest, on any node whose statuses can be read; None when none failed."""
         if not self._found:
             return None
-        notes = filter(None, map(self._notes.read, range(self._size)))
-        return min((note for note in notes if note.exit_code is not None), key=lambda note: note.time)
+        statuses = filter(None, map(self._statuses.read, range(self._size)))
+        return min((status for status in statuses if status.exit_code is not None), key=lambda status: status.time)
 
     def _meet(self) -> None:
-        """Begin to watch the processes that have left a note since the last look."""
+        """Begin to watch the processes that have left a status since the last look."""
         for rank in sorted(self._unseen):
-            note = self._notes.read(rank)
-            if note is None:
+            status = self._statuses.read(rank)
+            if status is None:
                 continue
             self._unseen.remove(rank)
-            if note.host != this_host():
+            if status.host != this_host():
                 continue  # a process elsewhere: its own launcher looks after it
             try:
-                descriptor = os.pidfd_open(note.pid)
+                descriptor = os.pidfd_open(status.pid)
             except ProcessLookupError:
-                self._end(note, None)
+                self._end(status, None)
                 continue
             self._poll.register(descriptor, select.POLLIN)
-            self._running[descriptor] = note
+            self._running[descriptor] = status
 
-    def _end(self, started: Note, exit_code: int | None) -> None:
+    def _end(self, started: RankStatus, exit_code: int | None) -> None:
         """Keep how a process ended, if it did not end well."""
         self._num_ended += 1
-        last = self._notes.read(started.rank)
+        last = self._statuses.read(started.rank)
         if last is None or last.exit_code is None:
             if exit_code == 0 or (exit_code is None and last is None):
                 return
             code = exit_code or 1
             last = (last or started).failed(code, f"killed by signal {code - 128}" if code > 128 else "")
-            self._notes.write(last)  # for the launchers of other nodes
+            self._statuses.write(last)  # for the launchers of other nodes
         self._found[last.rank] = last
 
 

@@ -25,7 +25,7 @@ from r1parallel.parallel.launch.msrun import (
     msrun_command,
     worker_environment,
 )
-from r1parallel.parallel.launch.rank_status import FOLDER, Notes
+from r1parallel.parallel.launch.rank_status import FOLDER, JobStatus
 
 _LOOK_S = 0.2  # between two looks at the ranks and at what they printed
 _CHATTER = re.compile(r"\[(DEBUG|INFO|WARNING)\] \w+\(\d+,")  # MindSpore's messages that are no errors
@@ -46,7 +46,7 @@ def launch(script: Path, argv: Sequence[str]) -> int:
     _check(options)
     command = [*_command(options), str(script), *rest]
     if options.print_only:
-        print(f"{FOLDER}={shlex.quote(str(_notes_folder(options)))} {shlex.join(command)}")
+        print(f"{FOLDER}={shlex.quote(str(_status_folder(options)))} {shlex.join(command)}")
         return 0
     return _run(command, options)
 
@@ -110,7 +110,7 @@ def _local_ranks(options: argparse.Namespace) -> range:
     return range(options.node_rank * per_node, (options.node_rank + 1) * per_node)
 
 
-def _notes_folder(options: argparse.Namespace) -> Path:
+def _status_folder(options: argparse.Namespace) -> Path:
     return options.log_dir / "notes"
 
 
@@ -127,17 +127,17 @@ def _raise_ended(signum: int, _: FrameType | None) -> None:
 
 def _run(command: Sequence[str], options: argparse.Namespace) -> int:
     local = _local_ranks(options)
-    notes = Notes(_notes_folder(options))
+    statuses = JobStatus(_status_folder(options))
     for rank in local:  # of an earlier job with the same logs
-        notes.remove(rank)
+        statuses.remove(rank)
         _log_path(options, rank).unlink(missing_ok=True)
     options.log_dir.mkdir(parents=True, exist_ok=True)
-    environment = worker_environment() | {FOLDER: str(_notes_folder(options))}
+    environment = worker_environment() | {FOLDER: str(_status_folder(options))}
     print(f"{options.worker_num} processes, logs: {options.log_dir}", flush=True)
     log = options.log_dir / f"msrun_{options.node_rank}.log"
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _raise_ended)
-    failures = Failures(notes, options.worker_num)
+    failures = Failures(statuses, options.worker_num)
     process = None
     try:
         with log.open("w") as stream:

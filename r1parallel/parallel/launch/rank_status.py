@@ -1,6 +1,6 @@
 """What each rank of a job is doing: one small file a rank, in a folder that the others and the launcher can read.
 
-A rank that ends well removes its note. One that fails leaves its exit code there; one that is killed leaves neither.
+A rank that ends well removes its status. One that fails leaves its exit code there; one that is killed leaves neither.
 """
 
 import json
@@ -17,11 +17,11 @@ FOLDER = "R1_JOB_DIR"  # environment variable: the folder; with several nodes it
 
 
 @dataclass(frozen=True)
-class Note:
+class RankStatus:
     """One rank at one moment.
 
     Attributes:
-        rank: whose note it is.
+        rank: whose status it is.
         host: which host `pid` belongs to, as `this_host` says it.
         pid: its process.
         what: what it does, or did last.
@@ -40,26 +40,26 @@ class Note:
     exit_code: int | None = None
     message: str = ""
 
-    def failed(self, exit_code: int, message: str) -> "Note":
-        """The note that this rank leaves when it fails now."""
+    def failed(self, exit_code: int, message: str) -> "RankStatus":
+        """The status that this rank leaves when it fails now."""
         return replace(self, exit_code=exit_code, message=message, time=time.time())
 
 
-class Notes:
-    """The notes of one job."""
+class JobStatus:
+    """The status of every rank of one job: a folder of small files."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def write(self, note: Note) -> None:
+    def write(self, status: RankStatus) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with replacing(self._path(note.rank)) as path:
-            path.write_text(json.dumps(asdict(note)), encoding="utf-8")
+        with replacing(self._path(status.rank)) as path:
+            path.write_text(json.dumps(asdict(status)), encoding="utf-8")
 
-    def read(self, rank: int) -> Note | None:
-        """A rank's note; None when it never started, or ended well."""
+    def read(self, rank: int) -> RankStatus | None:
+        """A rank's status; None when it never started, or ended well."""
         try:
-            return Note(**json.loads(self._path(rank).read_text(encoding="utf-8")))
+            return RankStatus(**json.loads(self._path(rank).read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
 
@@ -68,24 +68,24 @@ class Notes:
         self._path(rank).unlink(missing_ok=True)
         try:
             self._folder.rmdir()
-        except OSError:  # others have notes here, or it was never made
+        except OSError:  # others have statuses here, or it was never made
             return
 
     def _path(self, rank: int) -> Path:
         return self._folder / f"rank_{rank}.json"
 
 
-def new_note(rank: int, what: str, inside: bool) -> Note:
-    """A note of this process."""
-    return Note(rank, this_host(), os.getpid(), what, inside, time.time())
+def new_status(rank: int, what: str, inside: bool) -> RankStatus:
+    """This process's status, now."""
+    return RankStatus(rank, this_host(), os.getpid(), what, inside, time.time())
 
 
-def job_notes() -> Notes:
-    """The notes of the job that this worker belongs to.
+def job_status() -> JobStatus:
+    """Where the ranks of this worker's job leave their statuses.
 
     Without a launcher that says where, the workers of one msrun on one host meet in a temporary folder.
     """
     if FOLDER in os.environ:
-        return Notes(Path(os.environ[FOLDER]))
+        return JobStatus(Path(os.environ[FOLDER]))
     job = f"r1parallel-{os.getuid()}-{os.environ['MS_SCHED_PORT']}-{os.getppid()}"
-    return Notes(Path(tempfile.gettempdir()) / job)
+    return JobStatus(Path(tempfile.gettempdir()) / job)

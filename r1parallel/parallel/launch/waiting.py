@@ -7,21 +7,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from r1parallel.parallel.launch.rank_status import FOLDER, Note, Notes, new_note
+from r1parallel.parallel.launch.rank_status import FOLDER, JobStatus, RankStatus, new_status
 
 EXIT_CODE = 124  # as of timeout(1)
 _SHOWN_RANKS = 4
 
 
 class Watch:
-    """Notes what this rank does, and ends the process when it waits too long.
+    """Writes down what this rank does, and ends the process when it waits too long.
 
     A thread looks at the clock: MindSpore gives Python time while it waits for other ranks.
     """
 
-    def __init__(self, notes: Notes, rank: int, size: int, limit_s: float, leave: Callable[[str], None]) -> None:
+    def __init__(self, statuses: JobStatus, rank: int, size: int, limit_s: float, leave: Callable[[str], None]) -> None:
         """Start to watch; `leave(message)` is called, in another thread, when a wait took more than `limit_s`."""
-        self._notes, self._rank, self._size = notes, rank, size
+        self._statuses, self._rank, self._size = statuses, rank, size
         self._limit_s, self._leave = limit_s, leave
         self._lock = threading.Lock()
         self._inside: list[str] = []
@@ -33,14 +33,14 @@ class Watch:
         with self._lock:
             self._inside.append(what)
             self._since = time.monotonic()
-            self._notes.write(new_note(self._rank, what, inside=True))
+            self._statuses.write(new_status(self._rank, what, inside=True))
 
     def exit(self) -> None:
         """The innermost wait is over: one around it goes on, with a new limit."""
         with self._lock:
             what = self._inside.pop()
             self._since = time.monotonic()
-            self._notes.write(new_note(self._rank, self._inside[-1] if self._inside else what, bool(self._inside)))
+            self._statuses.write(new_status(self._rank, self._inside[-1] if self._inside else what, bool(self._inside)))
 
     def stop(self) -> None:
         self._stopped.set()
@@ -51,7 +51,7 @@ class Watch:
                 what = self._inside[-1] if self._inside else None
                 late = time.monotonic() - self._since > self._limit_s
             if what is not None and late:
-                others = {rank: self._notes.read(rank) for rank in range(self._size) if rank != self._rank}
+                others = {rank: self._statuses.read(rank) for rank in range(self._size) if rank != self._rank}
                 self._leave(_describe(self._rank, what, self._limit_s, others))
                 return
 
@@ -59,20 +59,20 @@ class Watch:
 _watch: Watch | None = None
 
 
-def watch(notes: Notes, rank: int, size: int, limit_s: float) -> None:
+def watch(statuses: JobStatus, rank: int, size: int, limit_s: float) -> None:
     """From now on, `waiting` in this process has a limit of so many seconds."""
     global _watch
 
     def leave(message: str) -> None:
-        note = notes.read(rank) or new_note(rank, "start", inside=True)
-        notes.write(note.failed(EXIT_CODE, f"error: {message}"))
+        status = statuses.read(rank) or new_status(rank, "start", inside=True)
+        statuses.write(status.failed(EXIT_CODE, f"error: {message}"))
         print(f"error: {message}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(EXIT_CODE)  # the main thread cannot be interrupted: it waits inside MindSpore
 
     if _watch is not None:
         _watch.stop()
-    _watch = Watch(notes, rank, size, limit_s, leave)
+    _watch = Watch(statuses, rank, size, limit_s, leave)
 
 
 @contextmanager
@@ -96,10 +96,10 @@ def waiting(what: str) -> Iterator[None]:
         _watch.exit()
 
 
-def _describe(rank: int, what: str, limit_s: float, others: dict[int, Note | None]) -> str:
+def _describe(rank: int, what: str, limit_s: float, others: dict[int, RankStatus | None]) -> str:
     """One line: who waited, how long, for whom, in what, and what those did last."""
-    known = {other: note for other, note in others.items() if note is not None}
-    late = [other for other, note in known.items() if not (note.inside and note.what == what)]
+    known = {other: status for other, status in others.items() if status is not None}
+    late = [other for other, status in known.items() if not (status.inside and status.what == what)]
     start = f"rank {rank} waited {limit_s:g} s"
     end = "raise context.wait_limit if that is normal"
     if late:
@@ -108,7 +108,7 @@ def _describe(rank: int, what: str, limit_s: float, others: dict[int, Note | Non
     silent = sorted(set(others) - set(known))
     if silent:
         return (
-            f"{start} for {_ranks(silent)} in '{what}'; no note of theirs is here: they never started, have ended, or "
+            f"{start} for {_ranks(silent)} in '{what}'; no status of theirs is here: they never started, ended, or "
             f"run on another node ({FOLDER} names a folder that all nodes share); {end}"
         )
     return f"{start} in '{what}' although all ranks are there: look at the network and the devices; {end}"
@@ -120,7 +120,7 @@ def _ranks(ranks: list[int]) -> str:
     return f"rank{'s' if len(ranks) > 1 else ''} {shown}{more}"
 
 
-def _last(note: Note) -> str:
-    if note.exit_code is not None:
-        return f"rank {note.rank} ended with exit code {note.exit_code}: {note.message}"
-    return f"rank {note.rank} was last in '{note.what}'{'' if note.inside else ' and has left it'}"
+def _last(status: RankStatus) -> str:
+    if status.exit_code is not None:
+        return f"rank {status.rank} ended with exit code {status.exit_code}: {status.message}"
+    return f"rank {status.rank} was last in '{status.what}'{'' if status.inside else ' and has left it'}"

@@ -1,6 +1,6 @@
 """From a run's configuration to the layout of one of its models."""
 
-from r1parallel.config.layout_checks import check_layout, num_processes, parallel_config
+from r1parallel.config.layout_checks import check_parallel_config, num_processes, parallel_config
 from r1parallel.config.limits import check_limits
 from r1parallel.config.model import ModelConfig, load_model_config
 from r1parallel.config.schema import RunConfig
@@ -10,7 +10,7 @@ from r1parallel.parallel.layout.mesh import Mesh
 from r1parallel.parallel.layout.table import ModelLayout, check_model_parallel
 
 
-def model_layout(config: RunConfig, model_config: ModelConfig, model: str, world_size: int) -> ModelLayout:
+def layout_from_config(config: RunConfig, model_config: ModelConfig, model: str, world_size: int) -> ModelLayout:
     """The layout of one model of a run.
 
     Args:
@@ -23,7 +23,7 @@ def model_layout(config: RunConfig, model_config: ModelConfig, model: str, world
         UserError: the layout is for another number of processes, or does not fit the model; with the key and the
             values that work.
     """
-    check_layout(config, model, world_size)
+    check_parallel_config(config, model, world_size)
     key, layout = parallel_config(config, model)
     check_model_parallel(model_config, layout.model_parallel, f"{key}.model_parallel")
     mesh = Mesh(dp=layout.data_parallel, pp=layout.pipeline_stage, tp=layout.model_parallel)
@@ -35,7 +35,7 @@ def model_layout(config: RunConfig, model_config: ModelConfig, model: str, world
     return ModelLayout(model_config, mesh, actor.enable_parallel_optimizer, stages)
 
 
-def configured_layout(config: RunConfig, model: str, world_size: int | None) -> ModelLayout:
+def layout_before_run(config: RunConfig, model: str, world_size: int | None) -> ModelLayout:
     """The same before a run: model.yaml is read, and nothing else that a run needs has to be set.
 
     Args:
@@ -44,14 +44,14 @@ def configured_layout(config: RunConfig, model: str, world_size: int | None) -> 
         world_size: number of processes of the run; None: as many as the actor's layout is for.
 
     Raises:
-        UserError: as in `model_layout`, or there is no model configuration.
+        UserError: as in `layout_from_config`, or there is no model configuration.
     """
     check_limits(config, list(vars(config)))
     if not config.actor_config.model_config:
         raise UserError("actor_config.model_config is empty; set it in the YAML file or with its flag")
     sizes = load_model_config(config.actor_config.model_config)
     processes = num_processes(config.actor_config.parallel_config) if world_size is None else world_size
-    return model_layout(config, sizes, model, processes)
+    return layout_from_config(config, sizes, model, processes)
 
 
 def _check_recomputed(layers: list[int], num_layers: int) -> None:

@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 from r1parallel.atomic import replacing
 from r1parallel.errors import UserError
 from r1parallel.parallel.layout.strategy_proto import ParallelStrategyMap
-from r1parallel.parallel.layout.tensor_layout import Layout, TensorLayout
+from r1parallel.parallel.layout.tensor_layout import StageLayouts, TensorLayout
 from r1parallel.wire import BYTES, Field, WireError, WireFile
 
 _RANK_FILE = re.compile(r"(?:ckpt_)?strategy_(?:rank_)?(\d+)\.ckpt")  # ours and MindSpore's; mindformers'
@@ -32,7 +32,7 @@ _LayoutItem: Any = type(ParallelStrategyMap().parallel_layout_item.add())
 STRATEGY_NAMES = {"actor": "train_policy", "ref": "infer_ref", "generate": "infer_policy"}
 
 
-def write_model_strategies(layout: Layout, model: str, output_dir: str | Path) -> Path:
+def write_model_strategies(layout: StageLayouts, model: str, output_dir: str | Path) -> Path:
     """Write the files of one of a run's models, and the merged file, under the names users know.
 
     Args:
@@ -50,7 +50,7 @@ def write_model_strategies(layout: Layout, model: str, output_dir: str | Path) -
     return folder
 
 
-def write_strategy_files(layout: Layout, output_dir: str | Path) -> list[Path]:
+def write_strategy_files(layout: StageLayouts, output_dir: str | Path) -> list[Path]:
     """Write `strategy_<rank>.ckpt` for every rank; older ones of a larger world are removed.
 
     Returns:
@@ -71,7 +71,7 @@ def write_strategy_files(layout: Layout, output_dir: str | Path) -> list[Path]:
     return files
 
 
-def write_merged_strategy(layout: Layout, file: str | Path) -> None:
+def write_merged_strategy(layout: StageLayouts, file: str | Path) -> None:
     """Write the tables of all stages into one file, where `<name>` becomes `<stage>-<name>`."""
     merged = ParallelStrategyMap(current_stage=_CURRENT_STAGE_MERGED)
     for stage, table in enumerate(layout.stages):
@@ -85,7 +85,7 @@ def write_merged_strategy(layout: Layout, file: str | Path) -> None:
         temporary.write_bytes(merged.SerializeToString())
 
 
-def read_strategy(path: str | Path) -> Layout:
+def read_strategy(path: str | Path) -> StageLayouts:
     """Read a folder of `strategy_<rank>.ckpt`, a merged file, or one rank's file of a model with one stage.
 
     Raises:
@@ -109,7 +109,7 @@ def read_strategy(path: str | Path) -> Layout:
     sizes = {layout.stage_size for table in stages.values() for layout in table.values()}
     if len(sizes) != 1:
         raise UserError(f"{path}: stages of unequal numbers of devices: {_few(sizes)}")
-    return _checked_world(path, Layout(sizes.pop(), tuple(stages[stage] for stage in sorted(stages))))
+    return _checked_world(path, StageLayouts(sizes.pop(), tuple(stages[stage] for stage in sorted(stages))))
 
 
 def read_rank_strategy(file: str | Path, names: Container[str]) -> dict[str, TensorLayout]:
@@ -124,7 +124,7 @@ def read_rank_strategy(file: str | Path, names: Container[str]) -> dict[str, Ten
     return {item.param_name: _tensor_layout(file, item.param_name, item.parallel_layouts) for item in items}
 
 
-def _checked_world(path: Path, layout: Layout) -> Layout:
+def _checked_world(path: Path, layout: StageLayouts) -> StageLayouts:
     if layout.world_size > _MAX_RANKS:
         raise UserError(f"{path}: describes {layout.world_size} ranks, at most {_MAX_RANKS} are supported")
     if path.is_dir():

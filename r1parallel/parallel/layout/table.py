@@ -8,7 +8,7 @@ from r1parallel.config.stages import even_stages
 from r1parallel.errors import UserError
 from r1parallel.parallel.layout.mesh import Mesh
 from r1parallel.parallel.layout.regions import Region, shape_of
-from r1parallel.parallel.layout.tensor_layout import Layout, TensorLayout
+from r1parallel.parallel.layout.tensor_layout import StageLayouts, TensorLayout
 
 # Last parts of a parameter's name → the dim that tp splits; None: every tp rank holds all of it. Weights are
 # [out, in]: dim 0 gives each rank its own outputs (heads, inner units, vocabulary), dim 1 its own inputs.
@@ -43,7 +43,7 @@ class ParamLayout:
     stage: int
 
 
-class ModelLayout(Layout):
+class ModelLayout(StageLayouts):
     """The layout of one model on one mesh.
 
     Layers go to the stages in order and evenly, what remains to the first stages, unless `stage_layers` gives
@@ -54,7 +54,7 @@ class ModelLayout(Layout):
     same part, where their number divides it. These are dp ranks for a tensor that tp splits, dp × tp ranks for
     one that it does not: MindSpore's own rule. What is sent to another stage is not split like this: MindSpore cannot.
 
-    `model_layout` makes it from a run's configuration.
+    `layout_from_config` makes it from a run's configuration.
 
     Raises:
         UserError: tp does not divide a size of the model.

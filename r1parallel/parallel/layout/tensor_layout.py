@@ -81,7 +81,7 @@ class TensorLayout:
 
 
 @dataclass(frozen=True)
-class Layout:
+class StageLayouts:
     """Where every tensor lies: one table of names for each pipeline stage."""
 
     stage_size: int

@@ -14,7 +14,7 @@ from r1parallel.parallel.moving.reshard import distinct_regions
 _CHUNK = 2**20  # elements at a time: their numbers take twice the memory of the values
 
 
-def verify_reshard(
+def check_resharded_slices(
     source: ModelLayout,
     target: ModelLayout,
     world: World,

@@ -6,7 +6,7 @@ import numpy as np
 
 from r1parallel.config.schema import RunConfig
 from r1parallel.data.batches import RowOrder
-from r1parallel.data.mindrecord import Rows
+from r1parallel.data.mindrecord import DatasetRows
 from r1parallel.data.text.tokenizer import Tokenizer
 from r1parallel.generation.engine import Completions, RolloutEngine
 from r1parallel.monitor.phases import PhaseTimer
@@ -66,7 +66,7 @@ class Rollout:
         world: which rank this is.
     """
 
-    def __init__(self, config: RunConfig, rows: Rows, tokenizer: Tokenizer, engine: RolloutEngine, world: World):
+    def __init__(self, config: RunConfig, rows: DatasetRows, tokenizer: Tokenizer, engine: RolloutEngine, world: World):
         settings = config.rl_config
         self.config, self.rows, self.tokenizer, self.engine, self.world = config, rows, tokenizer, engine, world
         self.group = settings.num_generations

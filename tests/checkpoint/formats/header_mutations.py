@@ -11,7 +11,7 @@ import numpy as np
 from r1parallel.checkpoint.formats import ckpt_format, safetensors_format
 from r1parallel.parallel.layout.strategy_files import read_strategy, write_merged_strategy, write_strategy_files
 from r1parallel.parallel.layout.strategy_proto import ParallelStrategyMap
-from r1parallel.parallel.layout.tensor_layout import Layout, TensorLayout
+from r1parallel.parallel.layout.tensor_layout import StageLayouts, TensorLayout
 from r1parallel.wire import encode_bytes, encode_length, encode_varint
 
 TERABYTE = 2**40
@@ -185,8 +185,8 @@ def planned(module) -> bytes:
 
 def strategies(folder: Path) -> list[bytes]:
     table = {"a": TensorLayout((2, 2), (0, -1), 2, -1), "b": TensorLayout((4,), (-1,))}
-    write_merged_strategy(Layout(4, (table, table)), folder / "merged.ckpt")
-    (file, *_) = write_strategy_files(Layout(4, (table,)), folder / "ranks")
+    write_merged_strategy(StageLayouts(4, (table, table)), folder / "merged.ckpt")
+    (file, *_) = write_strategy_files(StageLayouts(4, (table,)), folder / "ranks")
     return [(folder / "merged.ckpt").read_bytes(), file.read_bytes()]
 
 

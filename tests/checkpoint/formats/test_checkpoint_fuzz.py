@@ -16,7 +16,7 @@ from r1parallel.checkpoint.formats.header_limits import MAX_TENSORS
 from r1parallel.errors import UserError
 from r1parallel.parallel.layout.strategy_files import read_strategy, write_strategy_files
 from r1parallel.parallel.layout.strategy_proto import ParallelStrategyMap
-from r1parallel.parallel.layout.tensor_layout import Layout, TensorLayout
+from r1parallel.parallel.layout.tensor_layout import StageLayouts, TensorLayout
 from r1parallel.wire import encode_bytes, encode_length
 
 HEADERS = 10_000
@@ -128,7 +128,7 @@ def test_every_header_is_read_or_refused_in_one_line(tmp_path):
     ],
 )
 def test_layouts_that_cannot_be(tmp_path, layout, error):
-    (file,) = write_strategy_files(Layout(1, ({"a": TensorLayout((1,), (0,))},)), tmp_path)
+    (file,) = write_strategy_files(StageLayouts(1, ({"a": TensorLayout((1,), (0,))},)), tmp_path)
     message = ParallelStrategyMap.FromString(file.read_bytes())
     layouts = message.parallel_layout_item[0].parallel_layouts
     layouts.dev_matrix[0].dim[:], layouts.tensor_map[0].dim[:] = layout.dev_matrix, layout.tensor_map
@@ -143,7 +143,7 @@ def test_layouts_that_cannot_be(tmp_path, layout, error):
     [TensorLayout((4, 2), (0,), 2, 2), TensorLayout((4, 2), (0,), 2, -1), TensorLayout((4, 2), (), 0, 0)],
 )
 def test_layouts_that_can_be(tmp_path, layout):
-    (file, *_) = write_strategy_files(Layout(8, ({"a": layout},)), tmp_path)
+    (file, *_) = write_strategy_files(StageLayouts(8, ({"a": layout},)), tmp_path)
     assert read_strategy(file).stages == ({"a": layout},)
 
 

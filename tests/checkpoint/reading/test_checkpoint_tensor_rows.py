@@ -15,8 +15,15 @@ from r1parallel.checkpoint.formats.dtypes import DTYPES, cast
 from r1parallel.checkpoint.formats.manifest import manifest_path
 from r1parallel.checkpoint.formats.tensor_file import read_file
 from r1parallel.checkpoint.reading import windows as module
-from r1parallel.checkpoint.reading.rows import ArrayRows, CastRows, InterleavedRows, PartRows, StoredRows, cast_rows
 from r1parallel.checkpoint.reading.streams import Streams
+from r1parallel.checkpoint.reading.tensor_rows import (
+    ArrayRows,
+    CastRows,
+    InterleavedRows,
+    PartRows,
+    StoredRows,
+    cast_rows,
+)
 from r1parallel.checkpoint.reading.windows import are_equal, read_rows, windows
 from r1parallel.checkpoint.writing.tensor_writer import write_tensor_file
 from r1parallel.errors import UserError
@@ -194,7 +201,7 @@ def test_what_does_not_fit_is_named(small_windows):
 
 @dataclass(frozen=True)
 class Sizes:
-    """Rows of which only the sizes matter."""
+    """TensorRows of which only the sizes matter."""
 
     shape: tuple[int, ...]
     row_step: int

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from r1parallel.data.problems.arithmetic import arithmetic_key, generate_arithmetic, write_character_tokenizer
 from r1parallel.data.problems.countdown import countdown_key, generate_countdown
-from r1parallel.data.text.sources import Source
+from r1parallel.data.text.sources import ExampleSource
 from r1parallel.data.text.tokenizer import load_tokenizer
 from r1parallel.errors import UserError
 
@@ -214,14 +214,14 @@ def test_command_line_makes_disjoint_files(tmp_path, capsys):
     keys = [{arithmetic_key(row) for row in read(path)} for path in (train, held_out)]
     assert [len(k) for k in keys] == [3000, 300] and not keys[0] & keys[1]
     assert load_tokenizer(tmp_path / "tok").encode("1") != []
-    assert len(list(Source("arithmetic", train))) == 3000
+    assert len(list(ExampleSource("arithmetic", train))) == 3000
 
 
 def test_command_line_makes_countdown(tmp_path):
     path = tmp_path / "c.jsonl"
     make_problems(["--kind", "countdown", "--num", "20", "--sizes", "5", "--output_path", str(path)])
     assert [len(row["nums"]) for row in read(path)] == [5] * 20
-    assert len(list(Source("countdown", path))) == 20
+    assert len(list(ExampleSource("countdown", path))) == 20
 
 
 def test_an_existing_file_is_replaced_only_when_told(tmp_path):

@@ -5,7 +5,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from r1parallel.data.text.sources import DATASET_TYPES, Example, Source
+from r1parallel.data.text.sources import DATASET_TYPES, Example, ExampleSource
 from r1parallel.errors import UserError
 
 GOOD = {
@@ -56,30 +56,30 @@ def test_rows_of_each_type(dataset_type, tmp_path):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row, row]), parquet)
     for path in (lines, whole, parquet):
         required = dataset_type not in PROMPTS_ALONE
-        assert list(Source(dataset_type, path, answers_required=required)) == [expected, expected]
+        assert list(ExampleSource(dataset_type, path, answers_required=required)) == [expected, expected]
 
 
 def test_math_17k_processed_has_plain_columns(tmp_path):
     path = write_lines(tmp_path / "x.jsonl", [{"prompt": "q", "solution": "34"}])
-    assert list(Source("math_17k", path, answers_required=False)) == [Example("q", "", "34")]
+    assert list(ExampleSource("math_17k", path, answers_required=False)) == [Example("q", "", "34")]
 
 
 def test_math_17k_has_no_answer_to_learn(tmp_path):
     path = write_lines(tmp_path / "x.jsonl", [GOOD["math_17k"]])
     with pytest.raises(UserError, match="no answer to learn; use --prompts_only"):
-        list(Source("math_17k", path))
+        list(ExampleSource("math_17k", path))
 
 
 def test_alpaca_input_is_optional(tmp_path):
     path = write_lines(tmp_path / "x.jsonl", [{"instruction": "Sing", "output": "la"}])
-    assert list(Source("alpaca", path)) == [Example("Sing", "la", "la")]
+    assert list(ExampleSource("alpaca", path)) == [Example("Sing", "la", "la")]
 
 
 def test_line_separators_inside_text_do_not_end_a_line(tmp_path):
     row = {"question": "a\u2028b\u0085c", "answer": "#### 1"}
     path = tmp_path / "x.jsonl"
     path.write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8")
-    assert [example.question for example in Source("gsm8k", path)] == ["a\u2028b\u0085c"]
+    assert [example.question for example in ExampleSource("gsm8k", path)] == ["a\u2028b\u0085c"]
 
 
 BAD = [
@@ -110,8 +110,8 @@ def test_malformed_rows_are_named_or_counted(dataset_type, row, message, tmp_pat
     path = write_lines(tmp_path / "x.jsonl", [GOOD[dataset_type], row, GOOD[dataset_type]])
     required = dataset_type not in PROMPTS_ALONE
     with pytest.raises(UserError, match=rf"x\.jsonl:2: .*{message}.*--skip_bad_rows"):
-        list(Source(dataset_type, path, answers_required=required))
-    source = Source(dataset_type, path, skip_bad_rows=True, answers_required=required)
+        list(ExampleSource(dataset_type, path, answers_required=required))
+    source = ExampleSource(dataset_type, path, skip_bad_rows=True, answers_required=required)
     for _ in range(2):  # the count starts anew with each pass
         assert list(source)[-1] == EXPECTED[dataset_type]
         assert source.bad == 1
@@ -121,12 +121,12 @@ def test_bytes_that_are_no_utf8_are_a_bad_row(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_bytes(b'{"question": "\xff", "answer": "#### 1"}\n')
     with pytest.raises(UserError, match=r"x\.jsonl:1: not readable as JSON"):
-        list(Source("gsm8k", path))
+        list(ExampleSource("gsm8k", path))
 
 
 def test_answers_may_be_missing_where_only_prompts_are_needed(tmp_path):
     path = write_lines(tmp_path / "x.jsonl", [{"nums": [1, 2], "target": 3}])
-    (example,) = Source("countdown", path, answers_required=False)
+    (example,) = ExampleSource("countdown", path, answers_required=False)
     assert example.answer == ""
 
 
@@ -134,12 +134,12 @@ def test_items_and_parquet_rows_are_named(tmp_path):
     path = tmp_path / "x.json"
     path.write_text(json.dumps([GOOD["alpaca"], {}]))
     with pytest.raises(UserError, match=r"x\.json: item 2: 'instruction' is missing"):
-        list(Source("alpaca", path))
+        list(ExampleSource("alpaca", path))
     path = tmp_path / "x.parquet"
     rows = [{"problem": "p", "solution": "s", "answer": answer} for answer in ("1", None)]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     with pytest.raises(UserError, match=r"x\.parquet: row 2: 'answer' is missing"):
-        list(Source("openr1_math", path))
+        list(ExampleSource("openr1_math", path))
 
 
 @pytest.mark.parametrize(
@@ -156,28 +156,28 @@ def test_unusable_files_are_refused(name, content, message, tmp_path):
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(UserError, match=message):
-        list(Source("alpaca", path, skip_bad_rows=True))
+        list(ExampleSource("alpaca", path, skip_bad_rows=True))
 
 
 def test_parquet_without_the_columns_is_refused(tmp_path):
     path = tmp_path / "x.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a"]}), path)
     with pytest.raises(UserError, match="none of the columns problem, solution, answer"):
-        list(Source("openr1_math", path))
+        list(ExampleSource("openr1_math", path))
 
 
 def test_unknown_type_and_missing_file(tmp_path):
     with pytest.raises(UserError, match="'gsm' is unknown; known: gsm8k, countdown, arithmetic, alpaca, openr1_math"):
-        Source("gsm", tmp_path / "x")
+        ExampleSource("gsm", tmp_path / "x")
     with pytest.raises(UserError, match="no such file"):
-        Source("gsm8k", tmp_path / "x")
+        ExampleSource("gsm8k", tmp_path / "x")
 
 
 def test_all_of_gsm8k(shared_dir):
     path = shared_dir / "data" / "gsm8k" / "test.jsonl"
     if not path.is_file():
         pytest.skip(f"no {path}")
-    examples = list(Source("gsm8k", path))
+    examples = list(ExampleSource("gsm8k", path))
     assert len(examples) == 1319
     assert examples[0].solution == "18"
     assert all(re.fullmatch(r"-?\d+(\.\d+)?", example.solution) for example in examples)

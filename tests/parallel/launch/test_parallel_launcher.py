@@ -19,7 +19,7 @@ from r1parallel.parallel.launch import launcher as module
 from r1parallel.parallel.launch import msrun
 from r1parallel.parallel.launch.failures import Failures
 from r1parallel.parallel.launch.launcher import launch
-from r1parallel.parallel.launch.rank_status import Notes, new_note
+from r1parallel.parallel.launch.rank_status import JobStatus, new_status
 
 LIMIT_S = 200
 START = """\
@@ -194,7 +194,7 @@ def test_a_port_in_use_is_refused_where_the_scheduler_would_run():
 
 
 class Fake:
-    """A launched job whose msrun is a shell script; it can leave notes and logs of ranks."""
+    """A launched job whose msrun is a shell script; it can leave statuses and logs of ranks."""
 
     def __init__(self, monkeypatch, tmp_path, script):
         monkeypatch.setattr(module, "_command", lambda options: ["sh", "-c", script])
@@ -219,25 +219,25 @@ def test_msrun_that_fails_before_any_rank_is_named(monkeypatch, tmp_path):
 
 def test_a_rank_without_words_is_described_by_the_end_of_its_log(monkeypatch, tmp_path, capfd):
     write = "from r1parallel.parallel.launch.rank_status import *; import os, pathlib; "
-    write += "Notes(pathlib.Path(os.environ['R1_JOB_DIR'])).write(new_note(1, 'start', True)); os._exit(9)"
+    write += "JobStatus(pathlib.Path(os.environ['R1_JOB_DIR'])).write(new_status(1, 'start', True)); os._exit(9)"
     script = f'cd "{tmp_path}/log"; printf "usage: x\\nx: error: no such flag\\n" > worker_1.log; '
     script += f'"{sys.executable}" -c "{write}"'
     assert Fake(monkeypatch, tmp_path, script + "; sleep 60").run() in (9, 1)
     assert capfd.readouterr().err.splitlines()[-1] == "rank 1: x: error: no such flag"
 
 
-def sleeper(notes, rank, *words):
+def sleeper(statuses, rank, *words):
     process = subprocess.Popen(words)
-    note = new_note(rank, "start", inside=True)
-    notes.write(type(note)(rank, note.host, process.pid, note.what, note.inside, note.time))
+    status = new_status(rank, "start", inside=True)
+    statuses.write(type(status)(rank, status.host, process.pid, status.what, status.inside, status.time))
     return process
 
 
 def test_ends_are_seen_in_their_order(tmp_path):
-    notes = Notes(tmp_path)
-    failures = Failures(notes, 4)
+    statuses = JobStatus(tmp_path)
+    failures = Failures(statuses, 4)
     failures.look(0)
-    well, killed = sleeper(notes, 0, "true"), sleeper(notes, 1, "sleep", "600")
+    well, killed = sleeper(statuses, 0, "true"), sleeper(statuses, 1, "sleep", "600")
     failures.look(0.2)
     well.wait()
     assert failures.num_ended == 0, "rank 1 still runs"
@@ -247,23 +247,23 @@ def test_ends_are_seen_in_their_order(tmp_path):
         failures.look(1)
     killed.wait()
     assert failures.num_ended == 2
-    notes.write(new_note(2, "rollout", inside=True).failed(2, "error: broken by it"))
+    statuses.write(new_status(2, "rollout", inside=True).failed(2, "error: broken by it"))
     assert (failures.first().rank, failures.first().exit_code) == (1, 137)
-    assert notes.read(1).message == "killed by signal 9"
+    assert statuses.read(1).message == "killed by signal 9"
 
 
 def test_a_process_that_is_gone_already_has_failed_unless_it_took_its_note_along(tmp_path):
-    notes = Notes(tmp_path)
-    sleeper(notes, 0, "true").wait()
-    failures = Failures(notes, 2)
+    statuses = JobStatus(tmp_path)
+    sleeper(statuses, 0, "true").wait()
+    failures = Failures(statuses, 2)
     failures.look(0)
     assert (failures.first().exit_code, failures.first().message) == (1, "")
 
 
 def test_processes_of_other_machines_are_not_looked_for(tmp_path):
-    notes = Notes(tmp_path)
-    note = new_note(0, "start", inside=True)
-    notes.write(type(note)(0, "elsewhere", os.getpid(), "start", True, note.time))
-    failures = Failures(notes, 1)
+    statuses = JobStatus(tmp_path)
+    status = new_status(0, "start", inside=True)
+    statuses.write(type(status)(0, "elsewhere", os.getpid(), "start", True, status.time))
+    failures = Failures(statuses, 1)
     failures.look(0)
     assert failures._running == {} and not failures.any()

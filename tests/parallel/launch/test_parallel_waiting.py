@@ -4,19 +4,19 @@ from dataclasses import replace
 import pytest
 
 from r1parallel.parallel.launch import waiting as module
-from r1parallel.parallel.launch.rank_status import Notes, job_notes, new_note
+from r1parallel.parallel.launch.rank_status import JobStatus, job_status, new_status
 from r1parallel.parallel.launch.waiting import Watch, _describe, waiting
 
-OTHERS = {rank: new_note(rank, "weights, step 3", inside=True) for rank in (0, 1, 3)}
+OTHERS = {rank: new_status(rank, "weights, step 3", inside=True) for rank in (0, 1, 3)}
 
 
 def describe(**changes):
-    others = OTHERS | {int(rank[1:]): note for rank, note in changes.items()}
+    others = OTHERS | {int(rank[1:]): status for rank, status in changes.items()}
     return _describe(2, "weights, step 3", 1800.0, others)
 
 
 def test_the_line_names_the_rank_that_did_not_come():
-    late = new_note(5, "rollout, step 3", inside=True)
+    late = new_status(5, "rollout, step 3", inside=True)
     assert describe(_5=late) == (
         "rank 2 waited 1800 s for rank 5 in 'weights, step 3'; rank 5 was last in 'rollout, step 3'; "
         "raise context.wait_limit if that is normal"
@@ -26,14 +26,14 @@ def test_the_line_names_the_rank_that_did_not_come():
 
 
 def test_of_several_the_one_that_stopped_first_is_described():
-    late = {f"_{rank}": replace(new_note(rank, "rollout", inside=True), time=100.0 - rank) for rank in range(4, 10)}
+    late = {f"_{rank}": replace(new_status(rank, "rollout", inside=True), time=100.0 - rank) for rank in range(4, 10)}
     line = describe(**late)
     assert "for ranks 4, 5, 6, 7 and 2 others in" in line
     assert "rank 9 was last in 'rollout'" in line
 
 
 def test_ranks_without_a_note_and_no_missing_rank_are_told_apart():
-    assert "for rank 7 in 'weights, step 3'; no note of theirs is here" in describe(_7=None)
+    assert "for rank 7 in 'weights, step 3'; no status of theirs is here" in describe(_7=None)
     assert "although all ranks are there" in describe()
 
 
@@ -52,7 +52,7 @@ def watched(tmp_path, monkeypatch):
         said.append(message)
         ended.set()
 
-    watch = Watch(Notes(tmp_path / "notes"), 0, 2, 0.2, leave)
+    watch = Watch(JobStatus(tmp_path / "notes"), 0, 2, 0.2, leave)
     monkeypatch.setattr(module, "_watch", watch)
     yield watch, said, ended
     watch.stop()
@@ -74,11 +74,11 @@ def test_work_between_waits_has_no_limit(watched):
 
 
 def test_notes_follow_the_innermost_wait(watched, tmp_path):
-    notes = Notes(tmp_path / "notes")
+    statuses = JobStatus(tmp_path / "notes")
 
     def now():
-        note = notes.read(0)
-        return note.what, note.inside
+        status = statuses.read(0)
+        return status.what, status.inside
 
     with pytest.raises(KeyError), waiting("outer"):
         with waiting("inner"):
@@ -90,29 +90,29 @@ def test_notes_follow_the_innermost_wait(watched, tmp_path):
 
 def test_a_new_watch_takes_the_place_of_the_old_one(watched, tmp_path, monkeypatch):
     first, said, _ = watched
-    module.watch(Notes(tmp_path / "other"), 1, 2, 60.0)
+    module.watch(JobStatus(tmp_path / "other"), 1, 2, 60.0)
     assert first._stopped.is_set()
     with waiting("step 2"):
-        assert Notes(tmp_path / "other").read(1).what == "step 2"
+        assert JobStatus(tmp_path / "other").read(1).what == "step 2"
     module._watch.stop()
     assert said == []
 
 
 def test_the_last_note_takes_the_folder_along(tmp_path):
-    notes = Notes(tmp_path / "notes")
-    notes.remove(0)
-    notes.write(new_note(0, "a", inside=True))
-    notes.write(new_note(1, "b", inside=True))
-    notes.remove(0)
-    assert notes.read(0) is None
-    assert notes.read(1).what == "b"
-    notes.remove(1)
+    statuses = JobStatus(tmp_path / "notes")
+    statuses.remove(0)
+    statuses.write(new_status(0, "a", inside=True))
+    statuses.write(new_status(1, "b", inside=True))
+    statuses.remove(0)
+    assert statuses.read(0) is None
+    assert statuses.read(1).what == "b"
+    statuses.remove(1)
     assert not (tmp_path / "notes").exists()
 
 
 def test_workers_of_one_job_meet_in_one_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("MS_SCHED_PORT", "8118")
     monkeypatch.delenv("R1_JOB_DIR", raising=False)
-    assert "8118" in job_notes()._folder.name
+    assert "8118" in job_status()._folder.name
     monkeypatch.setenv("R1_JOB_DIR", str(tmp_path))
-    assert job_notes()._folder == tmp_path
+    assert job_status()._folder == tmp_path

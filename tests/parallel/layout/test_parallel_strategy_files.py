@@ -8,12 +8,12 @@ from r1parallel.parallel.layout.mesh import Mesh
 from r1parallel.parallel.layout.strategy_files import read_strategy, write_merged_strategy, write_strategy_files
 from r1parallel.parallel.layout.strategy_proto import ParallelStrategyMap
 from r1parallel.parallel.layout.table import ModelLayout
-from r1parallel.parallel.layout.tensor_layout import Layout, TensorLayout
+from r1parallel.parallel.layout.tensor_layout import StageLayouts, TensorLayout
 
 CONFIG = ModelConfig(vocab_size=16, hidden_size=8, intermediate_size=12, num_layers=3, num_heads=4, num_kv_heads=2)
 
 
-def same(one: Layout, other: Layout) -> bool:
+def same(one: StageLayouts, other: StageLayouts) -> bool:
     return one.stage_size == other.stage_size and one.stages == other.stages
 
 
@@ -47,7 +47,7 @@ def test_a_smaller_world_removes_what_the_larger_one_left(tmp_path):
 
 def damaged(folder, change):
     """One rank file whose message was changed."""
-    (file,) = write_strategy_files(Layout(1, ({"a": TensorLayout((1,), (-1,))},)), folder)
+    (file,) = write_strategy_files(StageLayouts(1, ({"a": TensorLayout((1,), (-1,))},)), folder)
     message = ParallelStrategyMap.FromString(file.read_bytes())
     change(message)
     file.write_bytes(message.SerializeToString())
@@ -89,7 +89,7 @@ def test_incomplete_sets_are_refused(tmp_path):
     with pytest.raises(UserError, match="differs from another file of stage 0"):
         read_strategy(tmp_path)
     write_strategy_files(layout, tmp_path)
-    uneven = Layout(1, ({"a": TensorLayout((1,), (-1,))}, {"b": TensorLayout((2,), (-1,))}))
+    uneven = StageLayouts(1, ({"a": TensorLayout((1,), (-1,))}, {"b": TensorLayout((2,), (-1,))}))
     write_strategy_files(uneven, tmp_path / "uneven")
     with pytest.raises(UserError, match="unequal numbers of devices"):
         read_strategy(tmp_path / "uneven")

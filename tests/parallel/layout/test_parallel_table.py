@@ -10,7 +10,7 @@ from r1parallel.config.stages import even_stages, offset_stages
 from r1parallel.errors import UserError
 from r1parallel.parallel.layout.mesh import Mesh
 from r1parallel.parallel.layout.table import ModelLayout, check_model_parallel, split_dim
-from r1parallel.parallel.layout.tensor_layout import Layout, TensorLayout
+from r1parallel.parallel.layout.tensor_layout import StageLayouts, TensorLayout
 
 CONFIG = ModelConfig(vocab_size=48, hidden_size=32, intermediate_size=40, num_layers=5, num_heads=8, num_kv_heads=4)
 TIED = ModelConfig(**{**CONFIG.__dict__, "tie_word_embeddings": True})
@@ -166,7 +166,7 @@ def test_optimizer_parallel_in_groups():
 
 
 def test_owners_of_a_tensor():
-    layout = Layout(2, ({"a": TensorLayout((2,), (0,))}, {"b": TensorLayout((2,), (-1,))}))
+    layout = StageLayouts(2, ({"a": TensorLayout((2,), (0,))}, {"b": TensorLayout((2,), (-1,))}))
     assert [rank for rank, _ in layout.owners("b")] == [2, 3]
     assert layout.cut("b", (4,), 0) is None
     assert layout.cut("a", (4,), 1) == (slice(2, 4),)

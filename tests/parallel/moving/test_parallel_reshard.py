@@ -19,7 +19,7 @@ from r1parallel.parallel.layout.table import ModelLayout, even_stages
 from r1parallel.parallel.moving import reshard as reshard_module
 from r1parallel.parallel.moving import transport as transport_module
 from r1parallel.parallel.moving.reshard import exchanged, reshard, reshard_plan
-from r1parallel.parallel.moving.slice_checksums import checksum, verify_reshard
+from r1parallel.parallel.moving.slice_checksums import check_resharded_slices, checksum
 from r1parallel.parallel.moving.transport import SendReceive, SharedMemory, choose_transport
 
 SIZES = {
@@ -194,7 +194,7 @@ def test_shared_memory(actor_to_generator, monkeypatch):
             full = full_values(source.config, seed)
             values = cut(source, world.rank, full)
             result = reshard(plan, world.rank, values, transport)
-            verify_reshard(source, target, world, values, result)
+            check_resharded_slices(source, target, world, values, result)
             assert same(result, cut(target, world.rank, full))
         return True
 
@@ -280,11 +280,11 @@ def test_one_changed_element_is_found(actor_to_generator, monkeypatch, rank, nam
 
     def job(world):
         values, result = cut(source, world.rank, full), cut(target, world.rank, full)
-        verify_reshard(source, target, world, values, result)
+        check_resharded_slices(source, target, world, values, result)
         if world.rank == rank:
             result[name].view(np.uint32)[index] ^= 1
         with pytest.raises(RuntimeError, match=f"resharding changed 1 slices: {name} on rank {rank}") as error:
-            verify_reshard(source, target, world, values, result)
+            check_resharded_slices(source, target, world, values, result)
         caught.append(str(error.value))
 
     SimulatedWorld(8, monkeypatch).run(job)
@@ -297,7 +297,7 @@ def test_swapped_slices_are_found(actor_to_generator, monkeypatch):
     def job(world):
         values, result = cut(source, world.rank, full), cut(target, world.rank ^ 1, full)
         with pytest.raises(RuntimeError, match="resharding changed"):
-            verify_reshard(source, target, world, values, result)
+            check_resharded_slices(source, target, world, values, result)
 
     SimulatedWorld(8, monkeypatch).run(job)
 
@@ -328,7 +328,7 @@ from r1parallel.parallel.layout.table import ModelLayout
 from r1parallel.parallel.layout.mesh import Mesh
 from r1parallel.parallel.moving.reshard import distinct_regions, reshard, reshard_plan
 from r1parallel.parallel.moving.transport import SendReceive, SharedMemory, choose_transport
-from r1parallel.parallel.moving.slice_checksums import verify_reshard
+from r1parallel.parallel.moving.slice_checksums import check_resharded_slices
 from r1parallel.parallel.worker import run_worker
 
 def main(argv):
@@ -357,13 +357,13 @@ def main(argv):
         for transport in (chosen, SendReceive(world)):
             for again in range(2):
                 result = reshard(plan, world.rank, values, transport)
-                verify_reshard(source, target, world, values, result)
+                check_resharded_slices(source, target, world, values, result)
                 equal = all(result[n].tobytes() == np.ascontiguousarray(expected[n]).tobytes() for n in expected)
                 report[f"{type(transport).__name__} {tied} {again}"] = equal and result.keys() == expected.keys()
         if world.rank == 2:
             result["model.norm_out.weight"][1] += 1e-7
         try:
-            verify_reshard(source, target, world, values, result)
+            check_resharded_slices(source, target, world, values, result)
         except RuntimeError as error:
             report[f"corrupted {tied}"] = str(error)
     (out / f"report_{world.rank}.json").write_text(json.dumps(report))

@@ -12,7 +12,7 @@ from helpers.msrun import run_workers
 from r1parallel.checkpoint.load import ArraySource, config_beside, open_model
 from r1parallel.config.schema import SamplingConfig
 from r1parallel.data.templates import render
-from r1parallel.data.text.sources import Source
+from r1parallel.data.text.sources import ExampleSource
 from r1parallel.data.text.tokenizer import load_tokenizer
 from r1parallel.generation.engine import Completions, RolloutEngine
 from r1parallel.models.parameters import load_slices
@@ -62,7 +62,7 @@ def test_tokens_and_log_probs_are_those_of_one_process(expected, values, tmp_pat
 @pytest.fixture(scope="module")
 def real_prompts(smollm2: Path, shared_dir: Path) -> list[list[int]]:
     tokenizer = load_tokenizer(smollm2)
-    questions = islice(Source("gsm8k", shared_dir / "data" / "gsm8k" / "test.jsonl"), QUESTIONS)
+    questions = islice(ExampleSource("gsm8k", shared_dir / "data" / "gsm8k" / "test.jsonl"), QUESTIONS)
     return [tokenizer.encode(render("chat", example.question, tokenizer)) for example in questions]
 
 

@@ -19,7 +19,7 @@ from r1parallel.parallel.launch.world import World
 from r1parallel.parallel.layout.mesh import Mesh
 from r1parallel.parallel.layout.strategy_files import read_strategy, write_merged_strategy, write_strategy_files
 from r1parallel.parallel.layout.table import ModelLayout
-from r1parallel.parallel.layout.tensor_layout import Layout
+from r1parallel.parallel.layout.tensor_layout import StageLayouts
 
 WORKER = Path(__file__).with_name("load_worker.py")
 
@@ -132,7 +132,7 @@ def test_mindspore_cuts_optimizer_state_as_we_do(tmp_path, noisy_values, name):
     """By a strategy that names the state, as MindSpore writes it for a training program; the step is in none."""
     parameters = layout_of(name, tied=False)
     tables = [{p + n: cut for n, cut in table.items() for p in ("", "adam_m.")} for table in parameters.stages]
-    layout = Layout(parameters.stage_size, tuple(tables))
+    layout = StageLayouts(parameters.stage_size, tuple(tables))
     values = noisy_values(parameters.config)
     values |= {f"adam_m.{name}": value.astype(np.float16) for name, value in values.items()}
     values["global_step"] = np.array([7], np.int32)
