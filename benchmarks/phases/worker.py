@@ -42,7 +42,7 @@ def reference(job: dict[str, Any]) -> Work:
 
     def logps(number: int) -> dict[str, Any]:
         for part in shape.rows(experience, samples, model.rows).parts(model.rows):
-            part.put(model.logps(Tensor(part.tokens), Tensor(part.places)).asnumpy(), experience.ref_logps)
+            part.put(model.logps(Tensor(part.tokens), Tensor(part.row_data)).asnumpy(), experience.ref_logps)
         return {}
 
     return logps

@@ -15,7 +15,7 @@ from r1parallel.errors import UserError
 from r1parallel.generation.philox import uniforms
 from r1parallel.generation.programs import FillCache, NextTokens, split_cache
 from r1parallel.generation.sampling import Sampler
-from r1parallel.generation.scheduler import Seats
+from r1parallel.generation.scheduler import RowScheduler
 from r1parallel.models.decoding.chunk_block import WholeChunkBlock
 from r1parallel.models.decoding.model import prompt_model, token_model
 from r1parallel.models.fused.operators import PLAIN, Operators
@@ -109,35 +109,35 @@ class RolloutEngine:
         chunk = -(-prompt_slots // -(-prompt_slots // _CHUNK))
         with unallocated():
             self.model = token_model(config, self.rows, slots, operators, split=world.size > 1)
-            filling = prompt_model(self.model, chunk, operators)
-        self._models = (self.model, filling)
-        if isinstance(filling.model.layers[0], WholeChunkBlock):  # chunks that nobody fills cost nothing
+            prefill = prompt_model(self.model, chunk, operators)
+        self._models = (self.model, prefill)
+        if isinstance(prefill.model.layers[0], WholeChunkBlock):  # chunks that nobody fills cost nothing
             chunks, patience = max(1, _FILLED // chunk), max(1, rows // 8)
         else:
             chunks, patience = -(-rows // 4), max(1, self.rows // 4)
-        self._seats = partial(Seats, self.rows, mesh.dp, chunks, chunk, slots, pad_id, patience)
+        self._new_scheduler = partial(RowScheduler, self.rows, mesh.dp, chunks, chunk, slots, pad_id, patience)
         if world.size > 1:
-            split_cache(self.model, filling, mesh)
+            split_cache(self.model, prefill, mesh)
         sampler = Sampler(sampling, config.vocab_size)
         # A penalty or a least length makes the host look at every token before the next one is drawn.
         watched = sampling.repetition_penalty != 1.0 or sampling.min_tokens > 0
         self.tokens_per_launch = 1 if watched else min(_TOKENS, self.max_tokens)
         self._fill, self._next_tokens = (
             on_mesh(program.set_train(False), ModelLayout(config, mesh), world)
-            for program in (FillCache(filling), NextTokens(self.model, sampler, self.tokens_per_launch, slots))
+            for program in (FillCache(prefill), NextTokens(self.model, sampler, self.tokens_per_launch, slots))
         )
         self._world, self._compiled = world, False
         if world.size > 1:
             self._compile()
 
     def _compile(self) -> None:
-        seats = self._seats()
+        scheduler = self._new_scheduler()
         graphs = [
             (
                 self._next_tokens,
-                self._step_inputs(seats, np.zeros((0, self.tokens_per_launch), np.float32), self._seen([])),
+                self._step_inputs(scheduler, np.zeros((0, self.tokens_per_launch), np.float32), self._seen([])),
             ),
-            (self._fill, tuple(Tensor(x) for x in seats.fill())),
+            (self._fill, tuple(Tensor(x) for x in scheduler.next_prefill())),
         ]
         # Only the former holds every Parameter. The first graph slices them, the last one's layout is checked.
         with compiling("the rollout graphs", self._world):
@@ -183,60 +183,60 @@ class RolloutEngine:
             np.zeros((count, size), np.float32),
             np.zeros(count, bool),
         )
-        noise, seen = uniforms(seed, samples, size), self._seen(prompts)
+        uniform_NC, seen = uniforms(seed, samples, size), self._seen(prompts)
         if not self._compiled:
             self._compile()
-        seats, waiting_samples = self._seats(), deque(range(count))
+        scheduler, waiting_samples = self._new_scheduler(), deque(range(count))
         with tqdm(
             total=count, desc="rollout", unit="completion", leave=False, disable=None if progress else True
         ) as bar:
-            while waiting_samples or len(seats.taken):
-                if seats.worth_seating(len(waiting_samples)):
-                    seats.seat(waiting_samples, prompts)
-                while seats.unfilled:
-                    self._fill(*(Tensor(x) for x in seats.fill()))
-                bar.update(self._step(seats, result, noise, seen))
+            while waiting_samples or len(scheduler.active_rows):
+                if scheduler.should_admit(len(waiting_samples)):
+                    scheduler.admit(waiting_samples, prompts)
+                while scheduler.pending_rows:
+                    self._fill(*(Tensor(x) for x in scheduler.next_prefill()))
+                bar.update(self._step(scheduler, result, uniform_NC, seen))
         return result
 
-    def _step(self, seats: Seats, result: Completions, noise: np.ndarray, seen: np.ndarray) -> int:
+    def _step(self, scheduler: RowScheduler, result: Completions, uniform_NC: np.ndarray, seen: np.ndarray) -> int:
         """The next tokens of every taken row; → how many samples are complete with them."""
-        rows, complete = seats.taken, 0
-        numbers = np.minimum(seats.drawn[rows, None] + np.arange(self.tokens_per_launch), self.max_tokens - 1)
-        uniform = noise[seats.sample[rows, None], numbers]
-        tokens_BN, logps_BN2 = (x.asnumpy() for x in self._next_tokens(*self._step_inputs(seats, uniform, seen)))
+        rows, complete = scheduler.active_rows, 0
+        numbers = np.minimum(scheduler.drawn[rows, None] + np.arange(self.tokens_per_launch), self.max_tokens - 1)
+        uniform = uniform_NC[scheduler.sample[rows, None], numbers]
+        tokens_BN, logps_BN2 = (x.asnumpy() for x in self._next_tokens(*self._step_inputs(scheduler, uniform, seen)))
         for tokens_B, logps_B2 in zip(tokens_BN.T, np.split(logps_BN2, self.tokens_per_launch, axis=1), strict=True):
-            complete += self._take(seats, result, tokens_B, logps_B2, seen)
+            complete += self._take(scheduler, result, tokens_B, logps_B2, seen)
         return complete
 
     def _take(
-        self, seats: Seats, result: Completions, tokens_B: np.ndarray, logps_B2: np.ndarray, seen: np.ndarray
+        self, scheduler: RowScheduler, result: Completions, tokens_B: np.ndarray, logps_B2: np.ndarray, seen: np.ndarray
     ) -> int:
         """Give every taken row its token, and its place to another sample where that was the last; → how many were."""
-        rows = seats.taken
-        samples, drawn, tokens = seats.sample[rows], seats.drawn[rows], tokens_B[rows]
+        rows = scheduler.active_rows
+        samples, drawn, tokens = scheduler.sample[rows], scheduler.drawn[rows], tokens_B[rows]
         result.tokens[samples, drawn] = tokens
         result.logps[samples, drawn], result.drawn_logps[samples, drawn] = logps_B2[rows].T
         if self.sampling.repetition_penalty != 1.0:
             seen[samples, tokens] = 1.0
-        seats.token[rows], seats.drawn[rows] = tokens, drawn + 1
+        scheduler.token[rows], scheduler.drawn[rows] = tokens, drawn + 1
         stopped = np.isin(tokens, self.stop_ids)
         ended = stopped | (drawn + 1 == self.max_tokens)
         result.lengths[samples[ended]], result.stopped[samples[ended]] = drawn[ended] + 1, stopped[ended]
-        seats.leave(rows[ended])
+        scheduler.release(rows[ended])
         return int(ended.sum())
 
-    def _step_inputs(self, seats: Seats, uniform: np.ndarray, seen: np.ndarray) -> tuple[Tensor, ...]:
+    def _step_inputs(self, scheduler: RowScheduler, uniform: np.ndarray, seen: np.ndarray) -> tuple[Tensor, ...]:
         """Of the graph of tokens; `uniform` is for the rows that are taken."""
-        spots, positions = seats.places()
+        row_slots, positions = scheduler.token_slots()
         uniform_BN = np.zeros((self.rows, self.tokens_per_launch), np.float32)
-        uniform_BN[seats.taken] = uniform
+        uniform_BN[scheduler.active_rows] = uniform
         return (
-            Tensor(seats.token[:, None].copy()),
-            Tensor(spots),
+            Tensor(scheduler.token[:, None].copy()),
+            Tensor(row_slots),
             Tensor(positions),
             Tensor(uniform_BN),
-            Tensor(self._of_rows(seats, seen)),
-            Tensor(self._stop_bias(seats)),
+            Tensor(self._of_rows(scheduler, seen)),
+            Tensor(self._stop_bias(scheduler)),
         )
 
     def _seen(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
@@ -248,19 +248,19 @@ class RolloutEngine:
             seen[row, prompt] = 1.0
         return seen
 
-    def _of_rows(self, seats: Seats, seen: np.ndarray) -> np.ndarray:
-        """The lines of those who sit in the rows, [B, V]."""
+    def _of_rows(self, scheduler: RowScheduler, seen: np.ndarray) -> np.ndarray:
+        """The lines of the samples in the rows, [B, V]."""
         if self.sampling.repetition_penalty == 1.0:
             return seen
         chosen = np.zeros((self.rows, self.config.vocab_size), np.float32)
-        chosen[seats.taken] = seen[seats.sample[seats.taken]]
+        chosen[scheduler.active_rows] = seen[scheduler.sample[scheduler.active_rows]]
         return chosen
 
-    def _stop_bias(self, seats: Seats) -> np.ndarray:
+    def _stop_bias(self, scheduler: RowScheduler) -> np.ndarray:
         """What is added to the logits, float32 [B, V]; [1, 1] where no stop id is ever held back."""
         if self.sampling.min_tokens == 0:
             return np.zeros((1, 1), np.float32)
         bias = np.zeros((self.rows, self.config.vocab_size), np.float32)
-        early = np.flatnonzero(seats.drawn < self.sampling.min_tokens)
+        early = np.flatnonzero(scheduler.drawn < self.sampling.min_tokens)
         bias[early[:, None], self.stop_ids] = -1e9
         return bias

@@ -1,4 +1,4 @@
-"""The two graphs of a rollout. Shape letters as in `models/cache.py`; V vocabulary."""
+"""The two graphs of a rollout. Shape letters as in `models/layers/kv_cache.py`; V vocabulary."""
 
 import mindspore as ms
 import numpy as np
@@ -29,9 +29,9 @@ class FillCache(Launched):
         super().__init__(auto_prefix=False)
         self.model, self.done = model, ops.Add()
 
-    def construct(self, tokens_QS: Tensor, places_QX: Tensor, first_Q: Tensor) -> Tensor:
+    def construct(self, tokens_QS: Tensor, slots_QX: Tensor, first_Q: Tensor) -> Tensor:
         """See `prompt_model`. What is returned has no meaning: of the last layer only keys and values are computed."""
-        self.model.hidden(tokens_QS, places_QX, first_Q)
+        self.model.hidden(tokens_QS, slots_QX, first_Q)
         return self.done(first_Q, 0)
 
 
@@ -58,7 +58,7 @@ class NextTokens(Launched):
     def construct(
         self,
         tokens_B1: Tensor,
-        spots_B2: Tensor,
+        row_slots_B2: Tensor,
         positions_B: Tensor,
         uniform_BN: Tensor,
         seen_BV: Tensor,
@@ -69,7 +69,7 @@ class NextTokens(Launched):
         drawn: tuple[Tensor, ...] = ()
         logps: tuple[Tensor, ...] = ()
         for i in range(self.parts):
-            here_B2 = self.at_most(self.go_on(spots_B2, self.steps_12[i]), self.ends_12)
+            here_B2 = self.at_most(self.go_on(row_slots_B2, self.steps_12[i]), self.ends_12)
             hidden_BH = self.model.hidden(tokens_B1, here_B2, self.later(positions_B, i))
             uniform_B1 = self.uniform(uniform_BN, (0, i), (rows, i + 1), (1, 1))
             drawn_B1, logps_B2 = self.sampler(self.model.logits(hidden_BH), uniform_B1, seen_BV, stop_bias_BV)

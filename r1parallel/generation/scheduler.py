@@ -1,4 +1,4 @@
-"""Which sample sits in which row of the cache: a row is given to the next sample as soon as its own is complete.
+"""Which sample is in which row of the KV cache: a row goes to the next sample as soon as its own is complete.
 
 Every dp rank owns a section of the rows. Prompts are computed in chunks, each once for all rows of a section that want
 it, and only from where a prompt differs from what its row holds of the one before. Shape letters: B rows, R rows of a
@@ -15,22 +15,22 @@ import numpy as np
 _FREE = -1
 
 
-class Filling(NamedTuple):
+class Prefill(NamedTuple):
     """What the graph that fills the cache is given, all int32. Rows and tokens are numbered in their section.
 
     Attributes:
         tokens_QS: chunks of prompts.
-        places_QX: of every chunk a row that gets it, then the numbers of R·S tokens and the (row, slot) of each.
+        slots_QX: of every chunk a row that gets it, then the numbers of R·S tokens and the (row, slot) of each.
         first_Q: where its first token stands in the prompt.
     """
 
     tokens_QS: np.ndarray
-    places_QX: np.ndarray
+    slots_QX: np.ndarray
     first_Q: np.ndarray
 
 
-class Seats:
-    """The rows of a cache and who sits in them.
+class RowScheduler:
+    """Assigns samples to the rows of a KV cache and prefills their prompts.
 
     Args:
         rows: B.
@@ -39,7 +39,7 @@ class Seats:
         chunk_length: S.
         slots: K, more than any text needs.
         pad_id: fills unused slots of chunks.
-        patience: free rows that are waited for, where as many samples wait: filling one may cost what filling all does.
+        patience: free rows to wait for while as many samples wait: prefilling one may cost as much as prefilling all.
 
     Attributes:
         sample: int [B], index of the sample in a row; −1: none.
@@ -59,28 +59,28 @@ class Seats:
         self._held: list[tuple[int, ...]] = [()] * rows  # what stands in the first slots of a row
 
     @property
-    def taken(self) -> np.ndarray:
+    def active_rows(self) -> np.ndarray:
         """Rows that hold a sample."""
         return np.flatnonzero(self.sample != _FREE)
 
     @property
-    def unfilled(self) -> list[int]:
+    def pending_rows(self) -> list[int]:
         """Rows whose prompt is not yet in the cache."""
         return [row for row, (prompt, held) in enumerate(zip(self._prompt, self._held, strict=True)) if prompt != held]
 
-    def worth_seating(self, waiting: int) -> bool:
-        """Whether so many waiting samples should take seats now."""
-        return 0 < min(waiting, self.patience) <= len(self.sample) - len(self.taken)
+    def should_admit(self, waiting: int) -> bool:
+        """Whether so many waiting samples should be admitted now."""
+        return 0 < min(waiting, self.patience) <= len(self.sample) - len(self.active_rows)
 
-    def seat(self, waiting: deque[int], prompts: Sequence[Sequence[int]]) -> None:
-        """Seat samples from the head of the queue, as many as there are free rows, each in the emptiest section.
+    def admit(self, waiting: deque[int], prompts: Sequence[Sequence[int]]) -> None:
+        """Admit samples from the head of the queue, as many as there are free rows, each to the emptiest section.
 
         Args:
-            waiting: indices of samples; those that sit down leave it.
+            waiting: indices of samples; those that are admitted leave it.
             prompts: of all samples.
         """
         together: dict[tuple[int, tuple[int, ...]], list[int]] = {}
-        while waiting and len(self.taken) < len(self.sample):
+        while waiting and len(self.active_rows) < len(self.sample):
             *prompt, last = map(int, prompts[waiting[0]])
             row, text = self._row_for(prompt), tuple(prompt)
             self.sample[row], self.drawn[row], self.token[row] = waiting.popleft(), 0, last
@@ -91,17 +91,17 @@ class Seats:
             for row in rows:
                 self._held[row] = text[:begin]
 
-    def fill(self) -> Filling:
-        """The next chunks of rows that are unfilled, as many as one launch computes."""
-        filling = self._empty()
+    def next_prefill(self) -> Prefill:
+        """The next chunks of pending rows, as many as one launch computes."""
+        prefill = self._empty()
         for number in range(self.sections * self.chunks):
             section, own = divmod(number, self.chunks)
-            mine = [row for row in self.unfilled if row // self.section_rows == section]
+            mine = [row for row in self.pending_rows if row // self.section_rows == section]
             if mine:
-                self._write(filling, number, own, mine)
-        return filling
+                self._write(prefill, number, own, mine)
+        return prefill
 
-    def places(self) -> tuple[np.ndarray, np.ndarray]:
+    def token_slots(self) -> tuple[np.ndarray, np.ndarray]:
         """(row, slot) and position of each row's token, int32 [B, 2] and [B]. A free row's is not kept."""
         busy = self.sample != _FREE
         lengths = np.fromiter(map(len, self._prompt), np.int64, len(self._prompt))
@@ -109,8 +109,8 @@ class Seats:
         rows = np.arange(len(busy)) % self.section_rows
         return _pairs(rows, np.where(busy, positions, self.slots - 1)), positions
 
-    def leave(self, rows: np.ndarray) -> None:
-        """These rows' samples are complete."""
+    def release(self, rows: np.ndarray) -> None:
+        """Free these rows: their samples are complete."""
         self.sample[rows] = _FREE
 
     def _row_for(self, prompt: Sequence[int]) -> int:
@@ -120,35 +120,35 @@ class Seats:
         rows = (section * self.section_rows + free[section]).tolist()
         return max(rows, key=lambda row: _common(self._held[row], prompt))
 
-    def _empty(self) -> Filling:
+    def _empty(self) -> Prefill:
         """Nothing to fill: whatever is computed goes to the rows' last slots."""
         chunks, offered = self.sections * self.chunks, self.section_rows * self.chunk_length
-        spots = _pairs(np.repeat(np.arange(self.section_rows), self.chunk_length), np.full(offered, self.slots - 1))
+        row_slots = _pairs(np.repeat(np.arange(self.section_rows), self.chunk_length), np.full(offered, self.slots - 1))
         tokens = np.tile(np.arange(self.chunk_length, dtype=np.int32), self.section_rows)
         first_tokens = np.arange(chunks, dtype=np.int32) % self.chunks * self.chunk_length
-        places = np.concatenate(
+        slots = np.concatenate(
             [
                 np.zeros((chunks, 1), np.int32),
                 first_tokens[:, None] + tokens,
-                np.tile(spots.reshape(1, -1), (chunks, 1)),
+                np.tile(row_slots.reshape(1, -1), (chunks, 1)),
             ],
             axis=1,
         )
-        return Filling(np.full((chunks, self.chunk_length), self.pad_id, np.int32), places, np.zeros(chunks, np.int32))
+        return Prefill(np.full((chunks, self.chunk_length), self.pad_id, np.int32), slots, np.zeros(chunks, np.int32))
 
-    def _write(self, filling: Filling, number: int, own: int, rows: list[int]) -> None:
+    def _write(self, prefill: Prefill, number: int, own: int, rows: list[int]) -> None:
         """The next chunk of the first of these rows, into all of them that want the very same."""
         prompt, begin = self._prompt[rows[0]], len(self._held[rows[0]])
         text = prompt[: begin + self.chunk_length]
         count = len(text) - begin
-        filling.tokens_QS[number, :count] = text[begin:]
-        filling.places_QX[number, 0] = rows[0] % self.section_rows
-        filling.first_Q[number] = begin
-        spots = filling.places_QX[number, 1 + self.section_rows * self.chunk_length :]
-        spots = spots.reshape(self.section_rows, self.chunk_length, 2)
+        prefill.tokens_QS[number, :count] = text[begin:]
+        prefill.slots_QX[number, 0] = rows[0] % self.section_rows
+        prefill.first_Q[number] = begin
+        row_slots = prefill.slots_QX[number, 1 + self.section_rows * self.chunk_length :]
+        row_slots = row_slots.reshape(self.section_rows, self.chunk_length, 2)
         for row in rows:
             if len(self._held[row]) == begin and self._prompt[row][: len(text)] == text:
-                spots[row % self.section_rows, :count, 1] = np.arange(begin, len(text))
+                row_slots[row % self.section_rows, :count, 1] = np.arange(begin, len(text))
                 self._held[row] = text
 
 

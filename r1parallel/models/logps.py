@@ -133,7 +133,7 @@ class _Logps(nn.Cell):
             values = (*values, self.reshape(value_R, (self.rows, -1)))
         return values
 
-    def joined(self, chunks: tuple[tuple[Tensor, ...], ...]) -> Tensor:
+    def concat_chunks(self, chunks: tuple[tuple[Tensor, ...], ...]) -> Tensor:
         """The chunks' log-probs side by side, then their entropies."""
         parts: tuple[Tensor, ...] = ()
         for kind in range(self.parts // len(self.chunks)):
@@ -187,11 +187,11 @@ class CompletionLogps(_Logps):
             hidden_BcH = self.slice_hidden(hidden_BSH, (0, begin - 1, 0), (rows, end - 1, size), (1, 1, 1))
             targets_Bc = self.slice_tokens(tokens_BS, (0, begin), (rows, end), (1, 1))
             chunks = (*chunks, self.scored(hidden_BcH, targets_Bc))
-        return self.joined(chunks)
+        return self.concat_chunks(chunks)
 
 
 class PackedLogps(_Logps):
-    """tokens, places of packed rows → log-probs of their targets. Other tokens contribute no logits.
+    """tokens, segment map of packed rows → log-probs of their targets. Other tokens contribute no logits.
 
     A target's hidden state is found by a product with a one-hot row, whose backward pass adds up in a fixed order;
     several targets may have one source.
@@ -224,20 +224,20 @@ class PackedLogps(_Logps):
         self.part, self.one_hot, self.take = ops.StridedSlice(), ops.OneHot(), ops.BatchMatMul()
         self.on, self.off = Tensor(1.0, ms.float32), Tensor(0.0, ms.float32)
 
-    def construct(self, tokens_BT: Tensor, places_BX: Tensor) -> Tensor:
-        """tokens_BT int32, `Places.joined()` → logps_BK fp32, with `entropy` [B, 2·K]: log-probs, then entropies.
+    def construct(self, tokens_BT: Tensor, segment_map_BX: Tensor) -> Tensor:
+        """tokens_BT int32, `SegmentMap.concatenated()` → logps_BK fp32; with `entropy` [B, 2·K], entropies last.
 
         What stands where there is no target has no meaning.
         """
         rows, length = self.rows, self.row_length
-        hidden_TH = self.model.hidden(tokens_BT, self.slots, places_BX)
+        hidden_TH = self.model.hidden(tokens_BT, self.slots, segment_map_BX)
         hidden_BTH = self.reshape(hidden_TH, (rows, length, -1))
         chunks: tuple[tuple[Tensor, ...], ...] = ()
         for first, last in self.chunks:
             begin, end = 3 * length + first, 3 * length + last
-            sources_Bc = self.part(places_BX, (0, begin), (rows, end), (1, 1))
-            targets_Bc = self.part(places_BX, (0, begin + self.targets), (rows, end + self.targets), (1, 1))
+            sources_Bc = self.part(segment_map_BX, (0, begin), (rows, end), (1, 1))
+            targets_Bc = self.part(segment_map_BX, (0, begin + self.targets), (rows, end + self.targets), (1, 1))
             one_hot_RT = self.one_hot(self.reshape(sources_Bc, (-1,)), length, self.on, self.off)
             one_hot_BcT = self.reshape(self.cast(one_hot_RT, hidden_BTH.dtype), (rows, -1, length))
             chunks = (*chunks, self.scored(self.take(one_hot_BcT, hidden_BTH), targets_Bc))
-        return self.joined(chunks)
+        return self.concat_chunks(chunks)

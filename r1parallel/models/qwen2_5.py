@@ -1,7 +1,7 @@
 """Qwen2.5 as MindSpore Cells. No line here knows of ranks: `parallel/parallelize.py` splits the operators from outside.
 
-Every call says where its tokens stand, in two tensors, `slots` and `where`. What these hold depends on the rows that
-the model was made for: `PaddedRows` in geometry.py, `PackedRows` in packing.py, `TokenRows`, `ChunkRows` in cache.py.
+Every call says where its tokens stand, in two tensors, `slots` and `row_data`. Their meaning is that of the rows that
+the model was made for: `PaddedRows` (geometry.py), `PackedRows` (packing.py), `TokenRows`, `ChunkRows` (kv_cache.py).
 Shape letters: B rows, S queries, K keys, T = B·S, H hidden, V vocabulary.
 """
 
@@ -33,12 +33,12 @@ class Block(nn.Cell):
         )
         self.add_attention, self.add_feed_forward = ops.Add(), ops.Add()
         # A block that attends to the tokens of the call alone can be one operator; `parallelize` says whether it is.
-        self.joined, self.can_join = False, operators.whole_block is not None and type(attention) is Attention
-        if operators.whole_block is not None and self.can_join:
+        self.is_fused, self.can_fuse = False, operators.whole_block is not None and type(attention) is Attention
+        if operators.whole_block is not None and self.can_fuse:
             self.whole = operators.whole_block(config)
 
     def construct(self, x_TH: Tensor, geometry: tuple[Tensor, ...], slots: Tensor) -> Tensor:
-        if self.joined:
+        if self.is_fused:
             cos, sin, _, _, hidden = geometry
             return self.whole(x_TH, cos, sin, hidden, weights(self))[0]
         x_TH = self.add_attention(x_TH, self.attention(self.attention_norm(x_TH), geometry, slots))
@@ -70,11 +70,11 @@ class Qwen2Model(nn.Cell):
         self.counts = counts
         self.geometries = nn.CellList([self.make_geometry(self.config, self.num_keys) for _ in counts])
 
-    def construct(self, tokens_BS: Tensor, slots: Tensor, where: Tensor) -> Tensor:
-        """tokens_BS, slots, where, all int32 → hidden_TH."""
+    def construct(self, tokens_BS: Tensor, slots: Tensor, row_data: Tensor) -> Tensor:
+        """tokens_BS, slots, row_data, all int32 → hidden_TH."""
         x_TH, first = self.tok_embeddings(self.reshape(tokens_BS, (-1,))), 0
         for run, count in enumerate(self.counts):
-            geometry = self.geometries[run](slots, where)
+            geometry = self.geometries[run](slots, row_data)
             for i in range(first, first + count):
                 x_TH = self.layers[i](x_TH, geometry, slots)
             first += count
@@ -107,9 +107,9 @@ class Qwen2ForCausalLM(nn.Cell):
         self.tied = config.tie_word_embeddings
         self.lm_head = operators.tied_head() if self.tied else operators.head(config.hidden_size, config.vocab_size)
 
-    def hidden(self, tokens_BS: Tensor, slots: Tensor, where: Tensor) -> Tensor:
+    def hidden(self, tokens_BS: Tensor, slots: Tensor, row_data: Tensor) -> Tensor:
         """Hidden states, [T, H]."""
-        return self.model(tokens_BS, slots, where)
+        return self.model(tokens_BS, slots, row_data)
 
     def logits(self, hidden_TH: Tensor) -> Tensor:
         """Logits of the given hidden states, [T, V]."""
@@ -117,6 +117,6 @@ class Qwen2ForCausalLM(nn.Cell):
             return self.lm_head(hidden_TH, self.model.tok_embeddings.embedding_weight)
         return self.lm_head(hidden_TH)
 
-    def construct(self, tokens_BS: Tensor, slots: Tensor, where: Tensor) -> Tensor:
+    def construct(self, tokens_BS: Tensor, slots: Tensor, row_data: Tensor) -> Tensor:
         """Logits of every position, [T, V]."""
-        return self.logits(self.hidden(tokens_BS, slots, where))
+        return self.logits(self.hidden(tokens_BS, slots, row_data))

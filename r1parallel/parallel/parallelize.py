@@ -16,7 +16,7 @@ from r1parallel.parallel.layout.operators import DP, REPLICATED, ROWS, TP, Strat
 _SELECTED = {"SoftmaxCore": ("scale", "scores", "add_mask", "softmax"), "FeedForward": ("silu", "gate")}
 
 # Cells that have one operator for all they do, where it has a kernel; it can be neither split nor recomputed.
-_JOINED = ("Block", "Gradients")
+_FUSED = ("Block", "Gradients")
 
 
 def parallelize(
@@ -41,7 +41,7 @@ def parallelize(
     if recompute is not None and (recompute.recompute or recompute.select_recompute):
         _set_recompute(program, recompute)
     elif mesh.world_size == 1:
-        _join_operators(program)
+        _fuse_operators(program)
 
 
 def _split_operators(program: nn.Cell, mesh: Mesh, sequence_parallel: bool) -> None:
@@ -86,10 +86,10 @@ def _set_stages(program: nn.Cell, stage_layers: tuple[int, ...]) -> None:
                 cell.model.tok_embeddings.embedding_weight.parallel_optimizer = False
 
 
-def _join_operators(program: nn.Cell) -> None:
+def _fuse_operators(program: nn.Cell) -> None:
     for _, cell in program.cells_and_names():
-        if type(cell).__name__ in _JOINED and cell.can_join:
-            cell.joined = True
+        if type(cell).__name__ in _FUSED and cell.can_fuse:
+            cell.is_fused = True
 
 
 def _set_recompute(program: nn.Cell, recompute: RecomputeConfig) -> None:

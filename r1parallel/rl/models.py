@@ -118,10 +118,10 @@ class Reference:
 
 
 def example_batch(rows: int, shape: RowShape) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Inputs of `PolicyLoss` of the right shapes and types: tokens, places, what it is told of every target slot."""
+    """Inputs of `PolicyLoss` of the right shapes and types: tokens, row data, what it is told of every target slot."""
     return (
         np.zeros((rows, shape.length), np.int32),
-        np.zeros((rows, *shape.places), np.int32),
+        np.zeros((rows, *shape.row_data_shape), np.int32),
         np.zeros((rows, NUM_INPUTS * shape.targets), np.float32),
     )
 

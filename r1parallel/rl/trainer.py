@@ -19,7 +19,7 @@ from r1parallel.monitor.phases import PhaseTimer
 from r1parallel.parallel.launch.waiting import waiting
 from r1parallel.parallel.launch.world import World
 from r1parallel.parallel.layout.from_config import layout_from_config
-from r1parallel.rl.experience.experience import Experience, collect, judge
+from r1parallel.rl.experience.experience import Experience, collect, compute_advantages
 from r1parallel.rl.experience.rollout import Draw, Rollout
 from r1parallel.rl.experience.rows import RowShape
 from r1parallel.rl.metrics import completion_kl, experience_metrics, reward_errors, reward_metrics, update_metrics
@@ -40,7 +40,7 @@ class StepResult:
 
 
 class Trainer:
-    """Everything a step needs. Shape letters as in `rl/experience.py`; G completions a prompt.
+    """Everything a step needs. Shape letters as in `rl/experience/experience.py`; G completions a prompt.
 
     Every rank makes one and calls the same methods; what they return is the same on every rank.
 
@@ -110,7 +110,7 @@ class Trainer:
             metrics["tokens"] += refill["refill_tokens"]
         batches = self._batches(number, experience)
         self._add_logps(number, experience, batches, timer, progress)
-        judge(experience, settings, self.beta.value)
+        compute_advantages(experience, settings, self.beta.value)
         with timer.phase("update"):
             statistics = self._update(number, experience, batches)
         with timer.phase("sync"):
@@ -178,7 +178,7 @@ class Trainer:
         for batch in tqdm(batches, desc=whose, unit="batch", leave=False, disable=None if progress else True):
             for part in self.shape.rows(experience, batch.samples, rows).parts(rows):
                 with waiting(f"{whose} log-probs"):
-                    part.put(logps(Tensor(part.tokens), Tensor(part.places)).asnumpy(), into)
+                    part.put(logps(Tensor(part.tokens), Tensor(part.row_data)).asnumpy(), into)
 
     def _update(self, number: int, experience: Experience, batches: Sequence[Batch]) -> TokenStatistics:
         statistics = TokenStatistics()

@@ -121,7 +121,7 @@ def run_update(
     batch, rows = update.batch, update.batch.rows
     inputs = token_inputs(experience, batch, settings, update.beta)
     counted = inputs.weights > 0
-    values = token_values(step.accumulate(rows.tokens, rows.places, inputs.joined()))
+    values = token_values(step.accumulate(rows.tokens, rows.row_data, inputs.concatenated()))
     if not statistics.losses and update.has_old_logps and counted.any():
         statistics.first_ratio_deviation = _ratio_deviation(values, inputs, counted, update.on_policy)
     if update.on_policy:

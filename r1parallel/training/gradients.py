@@ -43,12 +43,12 @@ class Gradients(nn.Cell):
         self.loss, self.sums = loss, sums
         self.gradient = ms.value_and_grad(loss, None, parameters)
         self.each = ops.HyperMap()
-        self.joined, self.can_join = False, has_fused_kernels()  # see parallelize.py
+        self.is_fused, self.can_fuse = False, has_fused_kernels()  # see parallelize.py
         self.add_to_all = AddToAll(len(parameters))
 
     def construct(self, *inputs: Tensor) -> Tensor:
         rows_BK, gradients = self.gradient(*inputs)
-        if self.joined:
+        if self.is_fused:
             return ops.depend(rows_BK, self.add_to_all(*self.sums, *gradients))
         return ops.depend(rows_BK, self.each(_add_up, self.sums, gradients))
 

@@ -55,7 +55,7 @@ def test_what_prompts_have_in_common_is_computed_once(make_engine, operators, la
     first, second = (3, 1, 2), (5, 1)
     assert fills(*[first] * 8) == 1
     assert fills(*[first] * 4, *[second] * 4) == fills(*[first, second] * 4) == 1
-    assert fills(*[(token, 1) for token in range(8)]) == (1 if operators.whole_cached_blocks else 4)
+    assert fills(*[(token, 1) for token in range(8)]) == (1 if operators.whole_kv_cache_blocks else 4)
     assert fills(*[(1, token) for token in range(8)]) == 1  # the last token is not computed here
     assert fills(*[first] * 16) == 1  # the rows still hold it
     assert fills(*[first] * 8, *[(3, 4, 2)] * 8) == 2  # the second of these prompts sits down when the first is done

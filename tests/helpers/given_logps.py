@@ -15,7 +15,7 @@ class _Given(nn.Cell):
         super().__init__()
         self.values = Parameter(Tensor(np.zeros(shape, np.float32)), name="logps")
 
-    def construct(self, tokens, places):
+    def construct(self, tokens, row_data):
         return self.values
 
 
@@ -36,6 +36,6 @@ class GivenLogps:
         self.sums.set_data(Tensor(np.zeros(self.shape, np.float32)))
         rows = len(logps)
         said = self.cell(
-            Tensor(np.zeros((rows, 1), np.int32)), Tensor(np.zeros(rows, np.int32)), Tensor(given.joined())
+            Tensor(np.zeros((rows, 1), np.int32)), Tensor(np.zeros(rows, np.int32)), Tensor(given.concatenated())
         )
         return token_values(said.asnumpy()), self.sums.asnumpy().copy()

@@ -8,7 +8,7 @@ from r1parallel.config.schema import RewardConfig, RLConfig
 from r1parallel.generation.engine import Completions
 from r1parallel.parallel.launch.world import World
 from r1parallel.rewards import Scores
-from r1parallel.rl.experience.experience import Experience, collect, judge
+from r1parallel.rl.experience.experience import Experience, collect, compute_advantages
 
 
 def scores(totals: Sequence[float]) -> Scores:
@@ -50,7 +50,7 @@ def experience(seed: int, settings: RLConfig, groups: int, prompt: int, slots: i
     made.old_logps, made.ref_logps = (
         np.where(made.inside, made.rollout_logps + part, np.nan).astype(np.float32) for part in noise
     )
-    judge(made, settings, settings.beta)
+    compute_advantages(made, settings, settings.beta)
     return made
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from r1parallel.models.fused.packing import Places
+from r1parallel.models.fused.packing import SegmentMap
 
 
 class Text(NamedTuple):
@@ -19,11 +19,11 @@ class Packed(NamedTuple):
     """Packed rows, and where each target of a row comes from: (text, token) or (-1, -1)."""
 
     tokens: np.ndarray
-    places: Places
+    segment_map: SegmentMap
     origin: np.ndarray
 
     def put(self, values_RK: np.ndarray, like_NC: np.ndarray) -> np.ndarray:
-        """Values of the targets at their texts' places, zero where a completion has ended."""
+        """Values of the targets at their texts' positions, zero where a completion has ended."""
         out = np.zeros(like_NC.shape, values_RK.dtype)
         used = self.origin[..., 0] >= 0
         out[tuple(self.origin[used].T)] = values_RK[used]
@@ -80,4 +80,4 @@ def pack(
                     target += 1
                 slot += len(ids)
         assert slot <= length
-    return Packed(tokens, Places(positions, segments, parents, sources, wanted), origin)
+    return Packed(tokens, SegmentMap(positions, segments, parents, sources, wanted), origin)

@@ -1,4 +1,4 @@
-"""Random updates to judge, and what the package is told of them."""
+"""Random updates to compute_advantages, and what the package is told of them."""
 
 from dataclasses import dataclass, replace
 from functools import cache
@@ -10,7 +10,7 @@ from r1parallel.config.presets import PRESETS
 from r1parallel.config.schema import RLConfig
 from r1parallel.generation.engine import Completions
 from r1parallel.rewards import Scores
-from r1parallel.rl.experience.experience import collect, judge
+from r1parallel.rl.experience.experience import collect, compute_advantages
 from r1parallel.rl.experience.rows import GraphRows
 from r1parallel.rl.objective.losses import TokenInputs
 from r1parallel.rl.update import Batch as UpdateBatch
@@ -79,7 +79,7 @@ def told(case: Case, settings: RLConfig) -> TokenInputs:
     experience.old_logps = batch.old.astype(np.float32)
     experience.ref_logps = batch.ref.astype(np.float32)
     with np.errstate(invalid="ignore"):  # of the garbage
-        judge(experience, settings, settings.beta)
+        compute_advantages(experience, settings, settings.beta)
     samples = np.broadcast_to(np.arange(rows)[:, None], case.logps.shape)
     tokens = np.broadcast_to(np.arange(slots), case.logps.shape)
     graph_rows = GraphRows(experience.tokens, experience.starts, np.where(batch.inside, samples, -1), tokens)

@@ -20,7 +20,7 @@ from mindspore import Tensor
 from r1parallel.config.schema import RLConfig
 from r1parallel.errors import UserError
 from r1parallel.models.parameters import parameter_values
-from r1parallel.rl.experience.experience import Experience, judge
+from r1parallel.rl.experience.experience import Experience, compute_advantages
 from r1parallel.rl.experience.rows import RowShape
 from r1parallel.rl.metrics import completion_kl, experience_metrics, reward_metrics, update_metrics
 from r1parallel.rl.objective.losses import token_values
@@ -69,11 +69,11 @@ def experience(model) -> Experience:
     )
     logps = make_logps(model, 4, SHAPE)
     for part in SHAPE.rows(made, np.arange(ROWS), 4).parts(4):
-        part.put(logps(Tensor(part.tokens), Tensor(part.places)).asnumpy(), made.old_logps)
+        part.put(logps(Tensor(part.tokens), Tensor(part.row_data)).asnumpy(), made.old_logps)
     noise = rng.normal(0, 0.2, (2, ROWS, SLOTS)).astype(np.float32)
     made.ref_logps = np.where(made.inside, made.old_logps + noise[0], 0)
     made.rollout_logps = np.where(made.inside, made.old_logps + noise[1] * 1e-3, 0)
-    judge(made, GRPO, GRPO.beta)
+    compute_advantages(made, GRPO, GRPO.beta)
     return made
 
 
@@ -173,7 +173,7 @@ def test_forward_graph_and_training_graph_agree_to_the_last_bit(steps, experienc
     rows = SHAPE.rows(experience, order, 4)
     steps[4].forget()
     given_now = token_inputs(experience, Batch(0, order, rows), GRPO, GRPO.beta)
-    logps = token_values(steps[4].accumulate(rows.tokens, rows.places, given_now.joined())).logps
+    logps = token_values(steps[4].accumulate(rows.tokens, rows.row_data, given_now.concatenated())).logps
     inside = experience.inside[order]
     np.testing.assert_array_equal(logps[inside], experience.old_logps[order][inside])
 
@@ -287,7 +287,7 @@ def test_order_of_completions_depends_on_seed_step_and_pass():
 def test_metrics_are_finite_when_nothing_is_learned_from(steps, experience):
     nothing = np.full(ROWS, np.nan)
     skipped = replace(experience, rewards=nothing, scores=made_up.scores(nothing), counted=np.zeros(ROWS, bool))
-    judge(skipped, GRPO, GRPO.beta)
+    compute_advantages(skipped, GRPO, GRPO.beta)
     statistics = run(steps[4], skipped, range(ROWS))
     metrics = metrics_of(statistics) | reward_metrics(skipped, GROUP) | experience_metrics(skipped, GRPO)
     assert metrics["skipped_groups"] == 2

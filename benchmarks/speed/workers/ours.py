@@ -65,7 +65,7 @@ def training(job: dict[str, Any]) -> Work:
     def update(number: int) -> dict[str, Any]:
         rows = shape.rows(experience, samples, actor.train.rows)
         given = token_inputs(experience, Batch(0, samples, rows), settings, settings.beta)
-        values = token_values(actor.train.accumulate(rows.tokens, rows.places, given.joined()))
+        values = token_values(actor.train.accumulate(rows.tokens, rows.row_data, given.concatenated()))
         loss = float(values.loss.sum(dtype=np.float64))
         norm = actor.train.apply(job["lr"], loss, f"iteration {number}")
         return {

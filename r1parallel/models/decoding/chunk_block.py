@@ -19,7 +19,7 @@ _READ = ("x_TH", "slots", "cos_BS1D", "sin_BS1D", *WEIGHTS)
 _WRITTEN = ("key_cache", "value_cache")
 
 
-class _CachedBlock(PrimitiveWithInfer):
+class _KVCacheBlock(PrimitiveWithInfer):
     """x, where its tokens stand, angles, weights, caches → y_TH. The kernels list their inputs in the same order."""
 
     __mindspore_signature__ = (
@@ -39,18 +39,18 @@ class _CachedBlock(PrimitiveWithInfer):
         return x_TH
 
 
-class TokenBlock(_CachedBlock):
+class TokenBlock(_KVCacheBlock):
     """For a token of every row: `cpu_backend/kernels/blocks/token_block.h`. Its slots are those of `TokenRows`."""
 
 
-class ChunkBlock(_CachedBlock):
+class ChunkBlock(_KVCacheBlock):
     """For chunks of prompts: `cpu_backend/kernels/blocks/chunk_block.h`. Its slots are those of `ChunkRows`."""
 
 
-class WholeCachedBlock(Block):
+class WholeKVCacheBlock(Block):
     """`Block` with a cache: the same Parameters in the same Cells, whose operators are not used."""
 
-    operator: type[_CachedBlock]
+    operator: type[_KVCacheBlock]
 
     def __init__(self, config: ModelConfig, operators: Operators, attention: Attention):
         super().__init__(config, operators, attention)
@@ -63,13 +63,13 @@ class WholeCachedBlock(Block):
         return self.at_once(x_TH, slots, cos, sin, *weights(self), cache.key_cache, cache.value_cache)
 
 
-class WholeTokenBlock(WholeCachedBlock):
+class WholeTokenBlock(WholeKVCacheBlock):
     """With a `TokenAttention`."""
 
     operator = TokenBlock
 
 
-class WholeChunkBlock(WholeCachedBlock):
+class WholeChunkBlock(WholeKVCacheBlock):
     """With a `PromptAttention`. Tokens that no row keeps come out as zeros."""
 
     operator = ChunkBlock

@@ -1,4 +1,4 @@
-"""The two models that generation is made of; they share their weights and one cache. See `cache.py`."""
+"""The two models that generation is made of; they share their weights and one cache. See `layers/kv_cache.py`."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +18,7 @@ from r1parallel.models.qwen2_5 import Block, Qwen2ForCausalLM
 def token_model(
     config: ModelConfig, rows: int, slots: int, operators: Operators = PLAIN, split: bool = False
 ) -> Qwen2ForCausalLM:
-    """Takes a token of every row of the cache: (tokens_B1, spots, positions_B); see `TokenRows` and `Cache`.
+    """Takes a token of every row of the cache: (tokens_B1, row_slots, positions_B); see `TokenRows` and `KVCache`.
 
     Args:
         config: sizes of the model.
@@ -33,13 +33,13 @@ def token_model(
             slots,
             _with_rows(operators, TokenRows),
             lambda sizes: operators.token_attention(sizes, rows, slots),
-            WholeTokenBlock if operators.whole_cached_blocks and not split else Block,
+            WholeTokenBlock if operators.whole_kv_cache_blocks and not split else Block,
         )
     )
 
 
 def prompt_model(tokens: Qwen2ForCausalLM, length: int, operators: Operators = PLAIN) -> Qwen2ForCausalLM:
-    """Takes chunks of prompts: (tokens_QS, places_QX, first_Q); see `ChunkRows` and `Cache`.
+    """Takes chunks of prompts: (tokens_QS, slots_QX, first_Q); see `ChunkRows` and `KVCache`.
 
     Args:
         tokens: the `token_model` whose weights and cache it shares.

@@ -147,9 +147,9 @@ class FlashGeometry(Positions):
         super().__init__(config, num_keys, rows)
         self.join, self.invert = ops.Concat(-1), ops.LogicalNot()
 
-    def construct(self, slots: Tensor, where: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def construct(self, slots: Tensor, row_data: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """As `Geometry`, but cos and sin [B, S, 1, D], each half the same, and a bool mask [B, 1, S, K]."""
-        positions_BS, seen_BSK = self.rows(slots, where)
+        positions_BS, seen_BSK = self.rows(slots, row_data)
         rows, queries = positions_BS.shape
         cos, sin = self.angles(positions_BS)
         # Without stopping it the operator's gradient would also be asked for that of the angles.
@@ -164,7 +164,7 @@ class Operators:
     """Makers of the Cells that a model is built from; the defaults are the plain ones, in fp32.
 
     Where no layout splits the model, `whole_block` makes the one operator that a block may be, and with
-    `whole_cached_blocks` those of models with a cache are others.
+    `whole_kv_cache_blocks` those of models with a cache are others.
     """
 
     linear: Callable[..., Linear] = Linear
@@ -177,7 +177,7 @@ class Operators:
     head: Callable[[int, int], Linear] = Linear
     tied_head: Callable[[], TiedHead] = TiedHead
     whole_block: Callable[[ModelConfig], nn.Cell] | None = None
-    whole_cached_blocks: bool = False
+    whole_kv_cache_blocks: bool = False
 
 
 PLAIN = Operators()
@@ -196,7 +196,7 @@ def _flash(rotate: Callable[[], nn.Cell], core: Callable[[ModelConfig], nn.Cell]
 
 
 # In fp32. The backend's product of few rows wants weights as [out, in].
-FUSED = replace(_flash(FusedRotate, FlashCore, transposed=False), whole_block=WholeBlock, whole_cached_blocks=True)
+FUSED = replace(_flash(FusedRotate, FlashCore, transposed=False), whole_block=WholeBlock, whole_kv_cache_blocks=True)
 
 
 def fused(dtype: Any, kept: Any) -> Operators:

@@ -15,7 +15,7 @@ from mindspore import Tensor, nn, ops
 from r1parallel.models.fused.operators import Operators
 
 
-class Places(NamedTuple):
+class SegmentMap(NamedTuple):
     """How packed rows are filled, all int32.
 
     Attributes:
@@ -32,7 +32,7 @@ class Places(NamedTuple):
     sources_BK: np.ndarray
     targets_BK: np.ndarray
 
-    def joined(self) -> np.ndarray:
+    def concatenated(self) -> np.ndarray:
         """What a graph takes: all of them side by side, int32 [B, X]."""
         assert all(part.dtype == np.int32 for part in self), [part.dtype for part in self]
         return np.concatenate(self, axis=1)
@@ -56,12 +56,12 @@ class PackedRows(nn.Cell):
         self.own, self.of_parent, self.before = ops.Equal(), ops.Equal(), ops.LessEqual()
         self.either, self.both = ops.LogicalOr(), ops.LogicalAnd()
 
-    def construct(self, slots_T: Tensor, places_BX: Tensor) -> tuple[Tensor, Tensor]:
-        """slots_T int32, `Places.joined()` → positions int32 [B, T]; whether a query sees a key, bool [B, T, T]."""
-        rows, size = places_BX.shape[0], slots_T.shape[0]
-        positions_BT = self.part(places_BX, (0, 0), (rows, size), (1, 1))
-        segments_BT = self.part(places_BX, (0, size), (rows, 2 * size), (1, 1))
-        parents_BT = self.part(places_BX, (0, 2 * size), (rows, 3 * size), (1, 1))
+    def construct(self, slots_T: Tensor, segment_map_BX: Tensor) -> tuple[Tensor, Tensor]:
+        """slots_T int32, `SegmentMap.concatenated()` → positions int32 [B, T]; visible keys, bool [B, T, T]."""
+        rows, size = segment_map_BX.shape[0], slots_T.shape[0]
+        positions_BT = self.part(segment_map_BX, (0, 0), (rows, size), (1, 1))
+        segments_BT = self.part(segment_map_BX, (0, size), (rows, 2 * size), (1, 1))
+        parents_BT = self.part(segment_map_BX, (0, 2 * size), (rows, 3 * size), (1, 1))
         keys_BTT = self.tile_keys(self.reshape(segments_BT, (rows, 1, size)), (1, size, 1))
         segments_BTT = self.tile_queries(self.reshape(segments_BT, (rows, size, 1)), (1, 1, size))
         parents_BTT = self.tile_queries(self.reshape(parents_BT, (rows, size, 1)), (1, 1, size))
@@ -71,5 +71,5 @@ class PackedRows(nn.Cell):
 
 
 def packed(operators: Operators) -> Operators:
-    """The same operators for a model without a cache whose rows are packed: it takes places_BX instead of starts_B."""
+    """The same operators for a model of packed rows without a cache: it takes segment_map_BX, not starts_B."""
     return replace(operators, geometry=partial(operators.geometry, rows=PackedRows))

@@ -19,7 +19,7 @@ class PaddedRows(nn.Cell):
     """Rows of one prompt, pushed to the right of its half, and one completion. `starts_B` is the first token's slot.
 
     A token sees the real ones that are not behind it. Padding before them sees itself, so that its numbers stay finite.
-    `packing.py` and `cache.py` have other kinds of rows.
+    `fused/packing.py` and `kv_cache.py` have other kinds of rows.
 
     Args:
         num_keys: K, how many slots can be attended to.
@@ -50,7 +50,7 @@ class Positions(nn.Cell):
     Args:
         config: sizes of the model: N heads, M key/value heads, G = N / M, head size 2D.
         num_keys: K, how many slots can be attended to.
-        rows: makes the Cell that knows how rows are filled, of K: (slots, where) → positions_BS, seen_BSK.
+        rows: makes the Cell that knows how rows are filled, of K: (slots, row_data) → positions_BS, seen_BSK.
     """
 
     def __init__(self, config: ModelConfig, num_keys: int, rows: Callable[[int], nn.Cell] = PaddedRows):
@@ -84,12 +84,12 @@ class Geometry(Positions):
         self.seen, self.hide = ops.Sub(), ops.Mul()
         self.tile_heads, self.tile_mask = ops.Tile(), ops.Tile()
 
-    def construct(self, slots: Tensor, where: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def construct(self, slots: Tensor, row_data: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """What the model was given → cos and sin [B, N, S, D] for queries, [B, M, S, D] for keys, mask.
 
         The mask, [B, M, G·S, K], is added to the scores.
         """
-        positions_BS, seen_BSK = self.rows(slots, where)
+        positions_BS, seen_BSK = self.rows(slots, row_data)
         rows, queries = positions_BS.shape
         cos_B1SD, sin_B1SD = self.angles(positions_BS)
         mask_BSK = self.hide(self.seen(1.0, self.cast(seen_BSK, ms.float32)), _MASKED)

@@ -75,7 +75,7 @@ OPERATORS: dict[str, dict[str, Strategy]] = {
     "FusedRMSNorm": {"norm": (*_ROWS, (None,))},
     "Attention": _ATTENTION,
     # What writes to the cache is laid out in generation/programs.py.
-    "Cache": {"part": _WHOLE},
+    "KVCache": {"part": _WHOLE},
     "Block": {"add_attention": _ROWS * 2, "add_feed_forward": _ROWS * 2},
     "PaddedRows": {
         "sub": ((None, None), (DP, None)),

@@ -68,20 +68,20 @@ def checksum(values: np.ndarray, shape: tuple[int, ...], region: Region) -> int:
     for first in range(0, values.shape[0], rows):
         chunk = np.ascontiguousarray(values[first : first + rows], np.float32)
         begin = region[0].start + first
-        places = _places(shape, (slice(begin, begin + len(chunk)), *region[1:]))
-        mixed = (places + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)  # wraps around, as it should
+        numbers = _element_numbers(shape, (slice(begin, begin + len(chunk)), *region[1:]))
+        mixed = (numbers + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)  # wraps around, as it should
         mixed = (mixed ^ (mixed >> np.uint64(29))) | np.uint64(1)
         total += int((chunk.view(np.uint32) * mixed).sum(dtype=np.uint64))
     return total % 2**64
 
 
-def _places(shape: tuple[int, ...], region: Region) -> np.ndarray:
+def _element_numbers(shape: tuple[int, ...], region: Region) -> np.ndarray:
     """The number of each element of a region in the full tensor, uint64."""
-    places = np.zeros((1,) * len(shape), np.uint64)
+    numbers = np.zeros((1,) * len(shape), np.uint64)
     for dim, part in enumerate(region):
         steps = np.arange(part.start, part.stop, dtype=np.uint64) * np.uint64(prod(shape[dim + 1 :]))
-        places = places + steps.reshape([-1 if d == dim else 1 for d in range(len(shape))])
-    return places
+        numbers = numbers + steps.reshape([-1 if d == dim else 1 for d in range(len(shape))])
+    return numbers
 
 
 def _share(

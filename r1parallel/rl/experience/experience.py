@@ -102,7 +102,7 @@ def _counted(scores_N: np.ndarray, stopped_N: np.ndarray, settings: RLConfig) ->
     return counted
 
 
-def judge(experience: Experience, settings: RLConfig, beta: float) -> None:
+def compute_advantages(experience: Experience, settings: RLConfig, beta: float) -> None:
     """Fill in advantages and corrections; needs the log-probs that the settings ask for."""
     penalties_NC = np.zeros(experience.inside.shape)
     if kl_in_reward(settings):

@@ -42,7 +42,7 @@ class Draw:
     scores: Scores
 
     def replace(self, old_N: np.ndarray, other: "Draw", new_N: np.ndarray) -> None:
-        """Put the completions `new_N` of another draw in the places `old_N`."""
+        """Put the completions `new_N` of another draw in the place of `old_N`."""
         for old, new in zip(old_N, new_N, strict=True):
             for name in ("prompt_ids", "prompts", "completions", "solutions"):
                 getattr(self, name)[old] = getattr(other, name)[new]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from r1parallel.models.fused.packing import Places
+from r1parallel.models.fused.packing import SegmentMap
 from r1parallel.rl.experience.experience import Experience
 
 _PADDING = -1  # segment of a slot that holds no token
@@ -20,13 +20,13 @@ class GraphRows:
 
     Attributes:
         tokens: int32 [R, S].
-        places: int32, where the tokens stand, as the graph's log-probs take it.
+        row_data: int32, what the graph's log-probs take beside the tokens: a row's start, or its `SegmentMap`.
         sample: int [R, K], which of the N completions a target slot belongs to; −1: it has no meaning.
         token: int [R, K], which of that completion's tokens it is.
     """
 
     tokens: np.ndarray
-    places: np.ndarray
+    row_data: np.ndarray
     sample: np.ndarray
     token: np.ndarray
 
@@ -49,7 +49,7 @@ class GraphRows:
         assert len(self.tokens) % count == 0, (len(self.tokens), count)
         for first in range(0, len(self.tokens), count):
             part = slice(first, first + count)
-            yield GraphRows(self.tokens[part], self.places[part], self.sample[part], self.token[part])
+            yield GraphRows(self.tokens[part], self.row_data[part], self.sample[part], self.token[part])
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ class RowShape:
         return -(-self.pack_length * together // (self.prompt + together))
 
     @property
-    def places(self) -> tuple[int, ...]:
-        """Shape of one row of `GraphRows.places`."""
+    def row_data_shape(self) -> tuple[int, ...]:
+        """Shape of one row of `GraphRows.row_data`."""
         return (3 * self.length + 2 * self.targets,) if self.pack_length else ()
 
     def rows(self, experience: Experience, samples: np.ndarray, multiple: int) -> GraphRows:
@@ -116,7 +116,7 @@ def _packed(shape: RowShape, experience: Experience, samples: np.ndarray, multip
     begin = experience.starts[samples]
     prompts = [tuple(experience.tokens[n, start : shape.prompt]) for n, start in zip(samples, begin, strict=True)]
     bins = first_fit(prompts, experience.lengths[samples], shape.length, shape.targets)
-    packed = _PackedRows(shape, -(-len(bins) // multiple) * multiple)
+    packed = _RowPacker(shape, -(-len(bins) // multiple) * multiple)
     for row, members in enumerate(bins):
         for prompt in dict.fromkeys(prompts[member] for member in members):
             named = [samples[member] for member in members if prompts[member] == prompt]
@@ -125,7 +125,7 @@ def _packed(shape: RowShape, experience: Experience, samples: np.ndarray, multip
     return packed.done()
 
 
-class _PackedRows:
+class _RowPacker:
     """Rows that are being filled. The letter T is S here, as in `models/packing.py`."""
 
     def __init__(self, shape: RowShape, rows: int):
@@ -161,8 +161,8 @@ class _PackedRows:
         return number
 
     def done(self) -> GraphRows:
-        places = Places(self.positions, self.segments, self.parents, self.sources, self.targets)
-        return GraphRows(self.tokens, places.joined(), self.sample, self.token)
+        segment_map = SegmentMap(self.positions, self.segments, self.parents, self.sources, self.targets)
+        return GraphRows(self.tokens, segment_map.concatenated(), self.sample, self.token)
 
 
 def first_fit(

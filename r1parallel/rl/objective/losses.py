@@ -65,7 +65,7 @@ class TokenInputs(NamedTuple):
     sequences: np.ndarray
     shares: np.ndarray
 
-    def joined(self) -> np.ndarray:
+    def concatenated(self) -> np.ndarray:
         """Side by side, [R, 8·K]."""
         return np.concatenate(self, axis=1).astype(np.float32)
 
@@ -141,17 +141,17 @@ class PolicyLoss(nn.Cell):
         self.weigh, self.add, self.reward_entropy = ops.Mul(), ops.Add(), ops.Mul()
         self.join = ops.Concat(1)
 
-    def construct(self, tokens_RS: Tensor, places: Tensor, given: Tensor) -> Tensor:
+    def construct(self, tokens_RS: Tensor, row_data: Tensor, given: Tensor) -> Tensor:
         """Of every target slot six numbers, [R, 6·K]; `token_values` names them. Only the first is learned.
 
         Args:
             tokens_RS: int32.
-            places: where they stand, as `logps` takes it.
-            given: `TokenInputs.joined()`.
+            row_data: how the rows are filled, as `logps` takes it.
+            given: `TokenInputs.concatenated()`.
         """
         old, ref, advantages, weights, policy_weights, kl_weights, sequences, shares = self.split_inputs(given)
         zero = self.zero(weights, 0.0)
-        logps, entropy = self.logps(tokens_RS, places), zero
+        logps, entropy = self.logps(tokens_RS, row_data), zero
         if self.has_entropy:
             logps, entropy = self.split_logps(logps)
         inside = self.counts(weights, 0.0)

@@ -58,26 +58,26 @@ def test_one_operator_does_what_many_do(noisy_values: Callable, changes: dict[st
     assert {type(layer) for layer in many.model.layers} == {Block}
     rng = np.random.default_rng(2)
     taken = np.arange(rows) % 5 != 4
-    places = rng.integers(0, SLOTS - 4, rows).astype(np.int32)
+    drawn = rng.integers(0, SLOTS - 4, rows).astype(np.int32)
     for _ in range(3):
         tokens = Tensor(rng.integers(0, config.vocab_size, (rows, 1)).astype(np.int32))
-        spots = Tensor(np.stack([np.arange(rows), np.where(taken, places, SLOTS - 1)], axis=1).astype(np.int32))
-        positions = Tensor(np.where(taken, places, 0).astype(np.int32))
-        ours, theirs = (model(tokens, spots, positions).asnumpy() for model in (whole, many))
+        row_slots = Tensor(np.stack([np.arange(rows), np.where(taken, drawn, SLOTS - 1)], axis=1).astype(np.int32))
+        positions = Tensor(np.where(taken, drawn, 0).astype(np.int32))
+        ours, theirs = (model(tokens, row_slots, positions).asnumpy() for model in (whole, many))
         assert np.abs(theirs[taken]).max() > 0.5
         np.testing.assert_allclose(ours[taken], theirs[taken], rtol=0, atol=2e-5)
         assert np.isfinite(ours).all()
         for (name, kept), wanted in zip(caches(whole).items(), caches(many).values(), strict=True):
             np.testing.assert_allclose(kept[:, :-1], wanted[:, :-1], rtol=0, atol=2e-5, err_msg=name)
-        places += 1
+        drawn += 1
 
 
-@pytest.mark.parametrize("spot", [(0, SLOTS), (2, 0), (-1, 0), (0, -1)])
-def test_a_place_outside_of_the_cache_is_refused(noisy_values: Callable, spot: tuple[int, int]):
+@pytest.mark.parametrize("row_slot", [(0, SLOTS), (2, 0), (-1, 0), (0, -1)])
+def test_a_place_outside_of_the_cache_is_refused(noisy_values: Callable, row_slot: tuple[int, int]):
     model = made(SIZES, 2, noisy_values(SIZES, seed=3), split=False)
-    spots = Tensor(np.array([spot, (1, 0)], np.int32))
+    row_slots = Tensor(np.array([row_slot, (1, 0)], np.int32))
     with pytest.raises(RuntimeError, match="TokenBlock on CPU was given a place outside of the cache"):
-        model(Tensor(np.zeros((2, 1), np.int32)), spots, Tensor(np.zeros(2, np.int32))).asnumpy()
+        model(Tensor(np.zeros((2, 1), np.int32)), row_slots, Tensor(np.zeros(2, np.int32))).asnumpy()
 
 
 CHUNK = 6
@@ -93,15 +93,15 @@ class Hidden(nn.Cell):
 
 
 def chunks_of(rows: int, *chunks: tuple[list[int], int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(rows that keep it, first slot, length) of every chunk → random tokens, places_QX, first_Q; see `Filling`."""
+    """(rows that keep it, first slot, length) of every chunk → random tokens, slots_QX, first_Q; see `Filling`."""
     tokens = np.random.default_rng(7).integers(0, SIZES.vocab_size, (len(chunks), CHUNK)).astype(np.int32)
-    places = np.zeros((len(chunks), 1 + 3 * rows * CHUNK), np.int32)
+    slots = np.zeros((len(chunks), 1 + 3 * rows * CHUNK), np.int32)
     for chunk, (keep, first, length) in enumerate(chunks):
-        spots = np.full((rows, CHUNK, 2), SLOTS - 1, np.int32)
-        spots[:, :, 0] = np.arange(rows)[:, None]
-        spots[keep, :length, 1] = np.arange(first, first + length)
-        places[chunk] = [keep[0], *np.tile(chunk * CHUNK + np.arange(CHUNK), rows), *spots.reshape(-1)]
-    return tokens, places, np.array([first for _, first, _ in chunks], np.int32)
+        row_slots = np.full((rows, CHUNK, 2), SLOTS - 1, np.int32)
+        row_slots[:, :, 0] = np.arange(rows)[:, None]
+        row_slots[keep, :length, 1] = np.arange(first, first + length)
+        slots[chunk] = [keep[0], *np.tile(chunk * CHUNK + np.arange(CHUNK), rows), *row_slots.reshape(-1)]
+    return tokens, slots, np.array([first for _, first, _ in chunks], np.int32)
 
 
 @pytest.mark.parametrize(
@@ -150,10 +150,10 @@ def test_chunks_of_nobody_change_nothing(noisy_values: Callable):
 )
 def test_a_chunk_at_a_place_outside_of_the_cache_is_refused(noisy_values: Callable, place: int, value: int):
     tokens = made(SIZES, 3, noisy_values(SIZES, seed=3), split=False)
-    filling, places, first = chunks_of(3, ([0], 0, 2), ([1], 0, 3))
-    places[1, place] = value
+    filling, slots, first = chunks_of(3, ([0], 0, 2), ([1], 0, 3))
+    slots[1, place] = value
     with pytest.raises(RuntimeError, match="ChunkBlock on CPU was given a place outside of the cache"):
-        Hidden(prompt_model(tokens, CHUNK, FUSED))(Tensor(filling), Tensor(places), Tensor(first)).asnumpy()
+        Hidden(prompt_model(tokens, CHUNK, FUSED))(Tensor(filling), Tensor(slots), Tensor(first)).asnumpy()
 
 
 def test_plain_models_and_split_ones_have_blocks_of_many_operators():

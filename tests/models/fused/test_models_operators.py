@@ -115,7 +115,7 @@ def test_packed_rows_are_those_of_the_plain_model(fused_kernels, noisy_values, o
         model = Qwen2ForCausalLM(SIZES[True], 9, packed(made_of))
         load_parameters(model, noisy_values(SIZES[True], seed=6), "test")
         cell = PackedLogps(model, 2, 9, 4, temperature=0.7, entropy=True)
-        inputs = Tensor(rows.tokens), Tensor(rows.places.joined())
+        inputs = Tensor(rows.tokens), Tensor(rows.segment_map.concatenated())
         parameters = ParameterTuple(model.trainable_params())
         _, gradients = LossGradient(SFTLoss(cell), parameters)(*inputs, Tensor(weights))
         found.append((cell(*inputs).asnumpy(), *(gradient.asnumpy() for gradient in gradients)))

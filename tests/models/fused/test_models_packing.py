@@ -28,8 +28,8 @@ class Weighted(nn.Cell):
         super().__init__(auto_prefix=False)
         self.logps, self.mul = logps, ops.Mul()
 
-    def construct(self, tokens: Tensor, places: Tensor, weights: Tensor) -> Tensor:
-        return self.mul(self.logps(tokens, places), weights)
+    def construct(self, tokens: Tensor, segment_map: Tensor, weights: Tensor) -> Tensor:
+        return self.mul(self.logps(tokens, segment_map), weights)
 
 
 class Pair:
@@ -63,7 +63,7 @@ class Pair:
         """The same from packed rows."""
         rows = pack(texts, rows, LENGTH, TARGETS, filler)
         cell = self.packed_cell(len(rows.tokens), **settings)
-        values = cell(Tensor(rows.tokens), Tensor(rows.places.joined())).asnumpy()
+        values = cell(Tensor(rows.tokens), Tensor(rows.segment_map.concatenated())).asnumpy()
         assert np.isfinite(values).all()  # padding and unused targets too
         like = np.zeros((len(texts), COMPLETION))
         return np.stack([rows.put(kind, like) for kind in np.split(values, values.shape[1] // TARGETS, axis=1)])
@@ -109,7 +109,7 @@ def test_random_packings_give_the_padded_rows_numbers(pair):
         held = sorted(group[0] for row in rows for group in row)
         assert len(held) > 3
         filled = pack(texts, rows, LENGTH, TARGETS, int(rng.integers(37)))
-        values = packed_cell(Tensor(filled.tokens), Tensor(filled.places.joined())).asnumpy()
+        values = packed_cell(Tensor(filled.tokens), Tensor(filled.segment_map.concatenated())).asnumpy()
         whole = padded_cell(*(Tensor(x) for x in padded(texts, PROMPT, COMPLETION))).asnumpy()
         for ours, theirs in zip(np.split(values, 2, axis=1), np.split(whole, 2, axis=1), strict=True):
             expected = np.where(inside(texts, COMPLETION), theirs, 0.0)[held]
@@ -158,7 +158,10 @@ def test_packed_rows_give_the_padded_rows_gradients(pair, monkeypatch, case):
     own[:, used] = weights[(slice(None), *filled.origin[used].T)]
     cell = PackedLogps(pair.packed, len(rows), LENGTH, TARGETS, case == "split", 0.8, entropy=True)
     assert (len(cell.chunks) > 1) == (case == "chunks")
-    gradients, inputs = Gradients(pair, cell), (filled.tokens, filled.places.joined(), np.concatenate(own, axis=1))
+    gradients, inputs = (
+        Gradients(pair, cell),
+        (filled.tokens, filled.segment_map.concatenated(), np.concatenate(own, axis=1)),
+    )
     found = gradients(*inputs)
     assert len(expected) == len(pair.config.parameter_shapes())
     for name, wanted in expected.items():
@@ -196,16 +199,16 @@ def test_completions_of_one_prompt_do_not_see_each_other(pair):
 
 def test_places_stand_side_by_side():
     texts = [Text([7, 8], [9, 6]), Text([5], [4])]
-    places = pack(texts, [[[0], [1]]], 7, 4).places
-    assert [part.tolist() for part in places] == [
+    segment_map = pack(texts, [[[0], [1]]], 7, 4).segment_map
+    assert [part.tolist() for part in segment_map] == [
         [[0, 1, 2, 3, 0, 1, 0]],
         [[0, 0, 0, 0, 1, 1, -1]],
         [[0, 0, 0, 0, 1, 1, -1]],
         [[1, 2, 4, 0]],
         [[9, 6, 4, 0]],
     ]
-    joined = places.joined()
+    joined = segment_map.concatenated()
     assert joined.dtype == np.int32 and joined.shape == (1, 3 * 7 + 2 * 4)
     assert joined[0, 21:].tolist() == [1, 2, 4, 0, 9, 6, 4, 0]
     with pytest.raises(AssertionError, match="int64"):
-        places._replace(targets_BK=places.targets_BK.astype(np.int64)).joined()
+        segment_map._replace(targets_BK=segment_map.targets_BK.astype(np.int64)).concatenated()

@@ -36,8 +36,8 @@ class Weighted(nn.Cell):
         return self.mul(self.logps(*inputs), weights)
 
 
-def joined(program: nn.Cell) -> set[bool]:
-    return {cell.joined for _, cell in program.cells_and_names() if isinstance(cell, Block)}
+def fused_blocks(program: nn.Cell) -> set[bool]:
+    return {cell.is_fused for _, cell in program.cells_and_names() if isinstance(cell, Block)}
 
 
 def both(config: ModelConfig, slots: int, values: dict[str, np.ndarray], operators: Operators = FUSED) -> list:
@@ -46,7 +46,7 @@ def both(config: ModelConfig, slots: int, values: dict[str, np.ndarray], operato
     for model in models:
         load_parameters(model, values, "test")
     parallelize(models[0], Mesh(), (config.num_layers,))
-    assert [joined(model) for model in models] == [{True}, {False}]
+    assert [fused_blocks(model) for model in models] == [{True}, {False}]
     return models
 
 
@@ -99,14 +99,14 @@ def test_packed_rows(noisy_values: Callable):
     models = both(SIZES, 24, noisy_values(SIZES, seed=3), packed(FUSED))
     texts = random_texts(np.random.default_rng(3), SIZES.vocab_size, [(6, 5), (3, 1), (4, 3), (2, 2), (5, 4)])
     rows = pack(texts, [[[0], [3]], [[1], [2]], [[4]]], 24, 12, 0)
-    compare(models, lambda model: PackedLogps(model, 3, 24, 12), 6, rows.tokens, rows.places.joined())
+    compare(models, lambda model: PackedLogps(model, 3, 24, 12), 6, rows.tokens, rows.segment_map.concatenated())
 
 
 def test_what_is_split_recomputed_or_cached_has_many_operators():
     def made(mesh: Mesh, recompute: RecomputeConfig | None = None, operators: Operators = FUSED) -> set[bool]:
         model = Qwen2ForCausalLM(SIZES, 8, operators)
         parallelize(model, mesh, (1, 1) if mesh.pp == 2 else (2,), recompute=recompute)
-        return joined(model)
+        return fused_blocks(model)
 
     assert made(Mesh()) == made(Mesh(), RecomputeConfig()) == {True}
     assert {*made(Mesh(dp=2)), *made(Mesh(tp=2)), *made(Mesh(pp=2)), *made(Mesh(), operators=PLAIN)} == {False}
@@ -116,7 +116,7 @@ def test_what_is_split_recomputed_or_cached_has_many_operators():
     tokens = token_model(SIZES, 2, 16, FUSED)
     for model in (tokens, prompt_model(tokens, 4, FUSED)):
         parallelize(model, Mesh(), (2,))
-        assert joined(model) == {False}
+        assert fused_blocks(model) == {False}
 
 
 def test_the_mask_of_another_batch_is_refused(noisy_values: Callable):

@@ -9,7 +9,7 @@ from mindspore import Tensor, nn
 
 from r1parallel.models.decoding.model import prompt_model, token_model
 from r1parallel.models.fused.operators import FUSED, PLAIN
-from r1parallel.models.layers.kv_cache import Cache, ChunkRows, TokenRows
+from r1parallel.models.layers.kv_cache import ChunkRows, KVCache, TokenRows
 from r1parallel.models.parameters import load_parameters, parameter_values
 from r1parallel.models.qwen2_5 import Qwen2ForCausalLM
 
@@ -24,8 +24,8 @@ class Put(nn.Cell):
         super().__init__(auto_prefix=False)
         self.cache = cache
 
-    def construct(self, k, v, spots):
-        return self.cache.put_tokens(k, v, spots)
+    def construct(self, k, v, row_slots):
+        return self.cache.put_tokens(k, v, row_slots)
 
 
 class Fill(nn.Cell):
@@ -33,8 +33,8 @@ class Fill(nn.Cell):
         super().__init__(auto_prefix=False)
         self.cache = cache
 
-    def construct(self, k, v, places):
-        return self.cache.put_chunks(k, v, places)
+    def construct(self, k, v, chunk_slots):
+        return self.cache.put_chunks(k, v, chunk_slots)
 
 
 def numbers(*shape):
@@ -46,25 +46,25 @@ def contents(cache):
     return cache.key_cache.asnumpy().copy(), cache.value_cache.asnumpy().copy()
 
 
-def places_of(chunks):
-    """(rows, first slot, length) of every chunk → places_QX; what no token is for goes to the row's last slot."""
-    places = np.zeros((len(chunks), 1 + 3 * ROWS * CHUNK), np.int32)
+def slots_of(chunks):
+    """(rows, first slot, length) of every chunk → slots_QX; what no token is for goes to the row's last slot."""
+    chunk_slots = np.zeros((len(chunks), 1 + 3 * ROWS * CHUNK), np.int32)
     for chunk, (rows, first, length) in enumerate(chunks):
-        spots = np.full((ROWS, CHUNK, 2), SCRATCH, np.int32)
-        spots[:, :, 0] = np.arange(ROWS)[:, None]
-        spots[rows, :length, 1] = np.arange(first, first + length)
-        places[chunk] = [rows[0], *np.tile(chunk * CHUNK + np.arange(CHUNK), ROWS), *spots.reshape(-1)]
-    return places
+        row_slots = np.full((ROWS, CHUNK, 2), SCRATCH, np.int32)
+        row_slots[:, :, 0] = np.arange(ROWS)[:, None]
+        row_slots[rows, :length, 1] = np.arange(first, first + length)
+        chunk_slots[chunk] = [rows[0], *np.tile(chunk * CHUNK + np.arange(CHUNK), ROWS), *row_slots.reshape(-1)]
+    return chunk_slots
 
 
 def test_a_token_of_every_row_is_added():
-    cache = Cache(ROWS, SLOTS, HEADS, SIZE, ms.float32)
+    cache = KVCache(ROWS, SLOTS, HEADS, SIZE, ms.float32)
     k = numbers(ROWS, 1, HEADS, SIZE)
     expected = np.zeros((2, ROWS, SLOTS, HEADS, SIZE), np.float32)
     put = Put(cache)
     for slots in ([0, 3, SCRATCH, 2], [1, 4, 0, 2]):
-        spots = np.stack([np.arange(ROWS), slots], axis=1).astype(np.int32)
-        given = put(Tensor(k), Tensor(-k), Tensor(spots))
+        row_slots = np.stack([np.arange(ROWS), slots], axis=1).astype(np.int32)
+        given = put(Tensor(k), Tensor(-k), Tensor(row_slots))
         expected[:, np.arange(ROWS), slots] = k[:, 0], -k[:, 0]
         for ours, kept, wanted in zip(given, contents(cache), expected, strict=True):
             np.testing.assert_array_equal(ours.asnumpy(), wanted)
@@ -74,12 +74,12 @@ def test_a_token_of_every_row_is_added():
 
 def test_rows_may_take_the_same_chunk_or_none():
     """Rows 0 and 2 take three tokens of chunk 1 from slot 2 on, row 3 all of chunk 0; row 1 keeps what it has."""
-    cache = Cache(ROWS, SLOTS, HEADS, SIZE, ms.float32)
+    cache = KVCache(ROWS, SLOTS, HEADS, SIZE, ms.float32)
     old = 0.5 + numbers(ROWS, SLOTS, HEADS, SIZE)
     cache.key_cache.set_data(Tensor(old))
     cache.value_cache.set_data(Tensor(2 * old))
     k = numbers(2 * CHUNK, HEADS * SIZE)
-    seen = Fill(cache)(Tensor(k), Tensor(-k), Tensor(places_of([([3], 0, CHUNK), ([2, 0], 2, 3)])))
+    seen = Fill(cache)(Tensor(k), Tensor(-k), Tensor(slots_of([([3], 0, CHUNK), ([2, 0], 2, 3)])))
     chunks = k.reshape(2, CHUNK, HEADS, SIZE)
     for kept, looked, before, given in zip(contents(cache), seen, (old, 2 * old), (chunks, -chunks), strict=True):
         expected = before.copy()
@@ -90,8 +90,8 @@ def test_rows_may_take_the_same_chunk_or_none():
 
 def test_a_token_sees_the_slots_up_to_its_own():
     positions = np.array([0, 2, 5], np.int32)
-    spots = np.stack([np.arange(3), [0, 2, SCRATCH]], axis=1).astype(np.int32)
-    found, seen = TokenRows(SLOTS)(Tensor(spots), Tensor(positions))
+    row_slots = np.stack([np.arange(3), [0, 2, SCRATCH]], axis=1).astype(np.int32)
+    found, seen = TokenRows(SLOTS)(Tensor(row_slots), Tensor(positions))
     assert found.asnumpy().tolist() == [[0], [2], [5]]
     assert seen.asnumpy().tolist() == [[[slot <= position for slot in range(SLOTS)]] for position in positions]
 
@@ -160,14 +160,14 @@ def test_logits_are_those_of_the_model_without_a_cache(request, tiny_config, noi
     for chunks in ([([0, 2], 0, 3), ([1], 0, CHUNK), ([1], CHUNK, 1)], [([3], 0, 1), ([0], 0, 0), ([0], 0, 0)]):
         filling = np.stack([padded[rows[0], first : first + CHUNK] for rows, first, _ in chunks])
         first = np.array([first for _, first, _ in chunks], np.int32)
-        prompts(Tensor(filling), Tensor(places_of(chunks)), Tensor(first)).asnumpy()
+        prompts(Tensor(filling), Tensor(slots_of(chunks)), Tensor(first)).asnumpy()
     at = np.array(lengths, np.int32)
     while (at < SCRATCH).any():
         busy = at < SCRATCH
-        spots = np.stack([np.arange(ROWS), np.where(busy, at, SCRATCH)], axis=1).astype(np.int32)
-        places = np.where(busy, at, 0).astype(np.int32)
+        row_slots = np.stack([np.arange(ROWS), np.where(busy, at, SCRATCH)], axis=1).astype(np.int32)
+        positions = np.where(busy, at, 0).astype(np.int32)
         given = np.where(busy, texts[np.arange(ROWS), np.minimum(at, SCRATCH - 1)], 0)[:, None].astype(np.int32)
-        logits = tokens(Tensor(given), Tensor(spots), Tensor(places)).asnumpy()
+        logits = tokens(Tensor(given), Tensor(row_slots), Tensor(positions)).asnumpy()
         for row in np.flatnonzero(busy):
             np.testing.assert_allclose(logits[row], expected[row, at[row]], rtol=0, atol=5e-5)
         at = np.where(busy, at + 1, at)

@@ -27,7 +27,7 @@ SIZES = ModelConfig(64, 32, 64, 2, 4, 2, tie_word_embeddings=False)
 DEEP = replace(SIZES, num_layers=4)
 LOSS_CELLS = ("SFTLoss", "PolicyLoss", "SequenceRatio", "KL")
 # Entries that a program gives itself: MindSpore has no rule for them.
-LAID_OUT_BY_HAND = {("Cache", "write"), ("Cache", "pick"), ("Cache", "look")}
+LAID_OUT_BY_HAND = {("KVCache", "write"), ("KVCache", "pick"), ("KVCache", "look")}
 BF16 = {trained: choose_operators("bfloat16", trained) for trained in (False, True)}
 
 

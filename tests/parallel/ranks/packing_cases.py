@@ -61,7 +61,7 @@ def compute(case: Case, world: World) -> dict[str, np.ndarray]:
         return PackedLogps(of, ROWS // MICRO, LENGTH, TARGETS, case.tp > 1, TEMPERATURE, entropy=True)
 
     filled = rows()
-    inputs, micro_rows = (filled.tokens, filled.places.joined()), ROWS // MICRO
+    inputs, micro_rows = (filled.tokens, filled.segment_map.concatenated()), ROWS // MICRO
     used = np.tile(filled.origin[..., 0] >= 0, (1, 2))
     weights = (np.random.default_rng(6).uniform(0.5, 1.5, used.shape) * used).astype(np.float32)
     actor = ActorConfig(parallel_config=ParallelConfig(case.dp, case.tp, case.pp, case.sp, MICRO))

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1parallel.config.schema import RLConfig
-from r1parallel.models.fused.packing import Places
+from r1parallel.models.fused.packing import SegmentMap
 from r1parallel.rl.experience.rows import RowShape, first_fit
 
 PROMPT, SLOTS = 5, 6
@@ -24,9 +24,9 @@ def cut(seed, count, multiple, shape):
 
 
 def parts_of(shape, rows):
-    """The five fields of `Places` again."""
+    """The five fields of `SegmentMap` again."""
     length, targets = shape.length, shape.targets
-    return Places(*np.split(rows.places, np.cumsum([length, length, length, targets]), axis=1))
+    return SegmentMap(*np.split(rows.row_data, np.cumsum([length, length, length, targets]), axis=1))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -35,10 +35,10 @@ def parts_of(shape, rows):
 def test_every_token_stands_in_exactly_one_slot(shape, case):
     made, samples, rows = cut(*case, shape)
     assert len(rows.tokens) % case[2] == 0
-    assert rows.tokens.shape[1] == shape.length and rows.tokens.dtype == rows.places.dtype == np.int32
-    places = list(zip(rows.sample[rows.used].tolist(), rows.token[rows.used].tolist(), strict=True))
+    assert rows.tokens.shape[1] == shape.length and rows.tokens.dtype == rows.row_data.dtype == np.int32
+    tokens = list(zip(rows.sample[rows.used].tolist(), rows.token[rows.used].tolist(), strict=True))
     expected = [(n, c) for n in sorted(samples.tolist()) for c in range(made.lengths[n])]
-    assert sorted(places) == expected
+    assert sorted(tokens) == expected
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -67,7 +67,7 @@ def test_numbers_behind_a_completion_are_never_taken(shape):
 def test_a_padded_row_is_the_completions_own(case):
     made, samples, rows = cut(*case, SHAPES[0])
     np.testing.assert_array_equal(rows.tokens[: len(samples)], made.tokens[samples])
-    np.testing.assert_array_equal(rows.places[: len(samples)], made.starts[samples])
+    np.testing.assert_array_equal(rows.row_data[: len(samples)], made.starts[samples])
     assert not rows.used[len(samples) :].any()
     assert len(rows.tokens) - len(samples) < case[2]
 
@@ -77,9 +77,9 @@ def test_a_padded_row_is_the_completions_own(case):
 @given(chosen)
 def test_a_packed_row_is_prompts_each_with_its_completions(shape, case):
     made, _, rows = cut(*case, shape)
-    places = parts_of(shape, rows)
+    segment_map = parts_of(shape, rows)
     for row in range(len(rows.tokens)):
-        segments, parents = places.segments_BT[row], places.parents_BT[row]
+        segments, parents = segment_map.segments_BT[row], segment_map.parents_BT[row]
         filled = int((segments >= 0).sum())
         assert (np.diff(segments[:filled]) >= 0).all()
         assert (segments[filled:] == -1).all() and (parents[filled:] == -1).all()  # padding stands at the end
@@ -90,18 +90,18 @@ def test_a_packed_row_is_prompts_each_with_its_completions(shape, case):
             text = rows.tokens[row][slots].tolist()
             if parent == segment:
                 prompts.append(tuple(text))
-                np.testing.assert_array_equal(places.positions_BT[row][slots], np.arange(len(text)))
+                np.testing.assert_array_equal(segment_map.positions_BT[row][slots], np.arange(len(text)))
             else:
-                check_completion(made, rows, places, row, slots, np.flatnonzero(segments == parent))
+                check_completion(made, rows, segment_map, row, slots, np.flatnonzero(segments == parent))
         assert len(set(prompts)) == len(prompts)  # none stands twice in a row
         unused = ~rows.used[row]
-        assert not places.sources_BK[row][unused].any() and not places.targets_BK[row][unused].any()
+        assert not segment_map.sources_BK[row][unused].any() and not segment_map.targets_BK[row][unused].any()
 
 
-def check_completion(made, rows, places, row, slots, prompt_slots):
+def check_completion(made, rows, segment_map, row, slots, prompt_slots):
     """The targets of one completion of a packed row: what they are called, what predicts them, what they are."""
     follows = np.concatenate([prompt_slots[-1:], slots[:-1]])
-    names = {rows.sample[row][k] for k in np.flatnonzero(rows.used[row]) if places.sources_BK[row][k] in slots}
+    names = {rows.sample[row][k] for k in np.flatnonzero(rows.used[row]) if segment_map.sources_BK[row][k] in slots}
     length = len(slots)
     candidates = names or {
         n
@@ -110,14 +110,14 @@ def check_completion(made, rows, places, row, slots, prompt_slots):
     }
     for name in candidates:
         mine = np.flatnonzero(rows.sample[row] == name)
-        if made.lengths[name] != length or not (places.sources_BK[row][mine] == follows).all():
+        if made.lengths[name] != length or not (segment_map.sources_BK[row][mine] == follows).all():
             continue
         prompt = made.tokens[name, made.starts[name] : PROMPT]
         np.testing.assert_array_equal(rows.tokens[row][prompt_slots], prompt)
         text = made.tokens[name, PROMPT : PROMPT + length]
         np.testing.assert_array_equal(rows.tokens[row][slots], text)
-        np.testing.assert_array_equal(places.targets_BK[row][mine], text)
-        np.testing.assert_array_equal(places.positions_BT[row][slots], len(prompt) + np.arange(length))
+        np.testing.assert_array_equal(segment_map.targets_BK[row][mine], text)
+        np.testing.assert_array_equal(segment_map.positions_BT[row][slots], len(prompt) + np.arange(length))
         np.testing.assert_array_equal(rows.token[row][mine], np.arange(length))
         return
     pytest.fail(f"no completion of row {row} stands in slots {slots}")
@@ -187,7 +187,7 @@ def test_parts_cut_rows_evenly():
     _, _, rows = cut(0, 7, 4, SHAPES[0])
     parts = list(rows.parts(4))
     assert [len(part.tokens) for part in parts] == [4, 4]
-    for name in ("tokens", "places", "sample", "token"):
+    for name in ("tokens", "row_data", "sample", "token"):
         np.testing.assert_array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(rows, name))
     with pytest.raises(AssertionError):
         list(rows.parts(3))

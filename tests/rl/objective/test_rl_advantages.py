@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from r1parallel.config.presets import PRESETS
 from r1parallel.config.schema import RLConfig
-from r1parallel.rl.experience.experience import collect, judge
+from r1parallel.rl.experience.experience import collect, compute_advantages
 from r1parallel.rl.objective.advantages import (
     equal_groups,
     kept_rows,
@@ -144,11 +144,11 @@ def test_kl_in_the_reward_is_of_the_old_policy_and_moves_advantages(estimator):
     penalties = np.where(made.inside, 0.5 * kl_values(made.old_logps, made.ref_logps, "k1", 0.0), 0.0)
     expected = token_advantages(made.rewards, penalties, made.lengths, GROUP, settings)
     np.testing.assert_array_equal(made.advantages, expected)
-    judge(made, settings, 1.0)  # the adaptive weight of this step
+    compute_advantages(made, settings, 1.0)  # the adaptive weight of this step
     moved = token_advantages(made.rewards, 2 * penalties, made.lengths, GROUP, settings)
     np.testing.assert_array_equal(made.advantages, moved)
     assert np.abs(moved - expected).max() > 0.01
-    judge(made, replace(settings, kl_place="loss"), 0.5)
+    compute_advantages(made, replace(settings, kl_place="loss"), 0.5)
     plain = token_advantages(made.rewards, 0 * penalties, made.lengths, GROUP, settings)
     np.testing.assert_array_equal(made.advantages, plain)
 
@@ -161,7 +161,7 @@ def test_permuted_prompts_take_their_advantages_with_them_under_every_preset(pre
     order = np.random.default_rng(seed).permutation(4)
     rows = (order[:, None] * GROUP + np.arange(GROUP)).reshape(-1)
     moved = replace(made, **{k: v[rows] for k, v in vars(made).items() if isinstance(v, np.ndarray)})
-    judge(moved, settings, settings.beta)
+    compute_advantages(moved, settings, settings.beta)
     np.testing.assert_allclose(moved.advantages, made.advantages[rows], rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(moved.corrections, made.corrections[rows])
 

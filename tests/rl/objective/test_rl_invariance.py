@@ -143,7 +143,7 @@ def near(preset, seed):
     step, rows, samples = recorder(preset, PADDED, 2), PADDED.rows(made, np.arange(ROWS), 2), np.arange(ROWS)
     given_now = token_inputs(plain, Batch(0, samples, rows), chosen, 0.0)
     old = np.zeros_like(nothing)
-    rows.put(token_values(step.accumulate(rows.tokens, rows.places, given_now.joined())).logps, old)
+    rows.put(token_values(step.accumulate(rows.tokens, rows.row_data, given_now.concatenated())).logps, old)
     shifts = rng.normal(0, 1, (2, *old.shape)).astype(np.float32)
     return replace(
         made, old_logps=old + np.float32(spread_of(chosen)) * shifts[0], ref_logps=old + np.float32(0.3) * shifts[1]

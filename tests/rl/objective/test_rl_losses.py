@@ -129,7 +129,7 @@ def test_over_the_real_model_the_loss_is_the_papers():
     case = random_case(18)
     case = replace(case, logps=logps, batch=replace(case.batch, old=old, ref=ref))
     cell = PolicyLoss(logps_cell, settings, on_policy=False)
-    values = token_values(cell(Tensor(tokens), Tensor(starts), Tensor(told(case, settings).joined())).asnumpy())
+    values = token_values(cell(Tensor(tokens), Tensor(starts), Tensor(told(case, settings).concatenated())).asnumpy())
     expected = papers.grpo(case.batch, beta=settings.beta).loss(logps)
     assert values.loss.sum(dtype=np.float64) == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
