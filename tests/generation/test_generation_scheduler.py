@@ -1,4 +1,4 @@
-"""Which sample is in which row of the cache, without a model: a cache of numbers follows what the graphs would write."""
+"""Which sample is in which row of the cache, without a model: a cache of numbers follows what the graphs write."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
