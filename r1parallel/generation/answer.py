@@ -6,11 +6,11 @@ from pathlib import Path
 
 from r1parallel.checkpoint.load import config_beside, read_model
 from r1parallel.config.model import ModelConfig, load_model_config
-from r1parallel.config.schema import RunConfig, SamplingConfig
+from r1parallel.config.schema import RunConfig
 from r1parallel.data.text.tokenizer import Tokenizer, check_tokenizer, load_tokenizer
 from r1parallel.errors import UserError
-from r1parallel.generation.engine import Completions, RolloutEngine
-from r1parallel.models.fused.operators import choose_operators
+from r1parallel.generation.engine import Completions
+from r1parallel.generation.make_engine import make_engine
 from r1parallel.models.parameters import load_parameters
 from r1parallel.parallel.device import setup_device
 
@@ -23,17 +23,13 @@ class Answerer:
         path: Hugging Face folder or a checkpoint of ours.
         config: sizes.
         tokenizer: of the same folder unless another was given.
-        sampling: how tokens are drawn.
-        rows: prompts generated together.
-        compute_dtype: of the configuration's context.
+        run: the configuration; `generate_config` says how tokens are drawn.
     """
 
     path: Path
     config: ModelConfig
     tokenizer: Tokenizer
-    sampling: SamplingConfig
-    rows: int
-    compute_dtype: str
+    run: RunConfig
 
     @classmethod
     def open(cls, config: RunConfig) -> "Answerer":
@@ -51,14 +47,7 @@ class Answerer:
         tokenizer = load_tokenizer(folder)
         check_tokenizer(tokenizer, sizes, str(folder))
         setup_device(config.context)
-        return cls(
-            path,
-            sizes,
-            tokenizer,
-            generate.sampling_config,
-            generate.infer_model_batch_size,
-            config.context.compute_dtype,
-        )
+        return cls(path, sizes, tokenizer, config)
 
     def answer(self, prompts: Sequence[Sequence[int]], seed: int) -> Completions:
         """Complete every prompt; sample i of the list is named i.
@@ -67,10 +56,7 @@ class Answerer:
             UserError: the checkpoint is damaged, a prompt is empty, or the model has too few positions.
         """
         longest = max(len(prompt) for prompt in prompts)
-        stop_ids = self.sampling.eos_token_id or self.tokenizer.stop_ids
-        pad_id = self.tokenizer.pad_token_id if self.sampling.pad_token_id < 0 else self.sampling.pad_token_id
-        rows = min(self.rows, len(prompts))
-        operators = choose_operators(self.compute_dtype, trained=False)
-        engine = RolloutEngine(self.config, self.sampling, rows, longest, stop_ids, pad_id, operators=operators)
+        rows = min(self.run.generate_config.infer_model_batch_size, len(prompts))
+        engine = make_engine(self.run, self.config, longest, self.tokenizer, rows)
         load_parameters(engine.model, read_model(self.path, self.config), str(self.path))
         return engine.generate(prompts, seed, range(len(prompts)), progress=True)

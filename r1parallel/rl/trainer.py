@@ -13,7 +13,7 @@ from r1parallel.data.mindrecord import DatasetRows
 from r1parallel.data.text.tokenizer import Tokenizer
 from r1parallel.errors import UserError
 from r1parallel.generation.engine import RolloutEngine
-from r1parallel.models.fused.operators import choose_operators
+from r1parallel.generation.make_engine import make_engine
 from r1parallel.models.parameters import TensorSource, load_slices
 from r1parallel.monitor.phases import PhaseTimer
 from r1parallel.parallel.launch.waiting import waiting
@@ -73,20 +73,10 @@ class Trainer:
             self._to_reference = WeightSync(self.actor, self.reference.model, self.reference.layout, world)
 
     def _make_engine(self, model_config: ModelConfig, tokenizer: Tokenizer) -> RolloutEngine:
-        generate, sampling = self.config.generate_config, self.config.generate_config.sampling_config
-        stop_ids = sampling.eos_token_id or tokenizer.stop_ids
-        self.pad_id = tokenizer.pad_token_id if sampling.pad_token_id < 0 else sampling.pad_token_id
-        return RolloutEngine(
-            model_config,
-            sampling,
-            generate.infer_model_batch_size,
-            self.shape.prompt,
-            stop_ids,
-            self.pad_id,
-            self.generator_layout.mesh,
-            self.world,
-            choose_operators(self.config.context.compute_dtype, trained=False),
-        )
+        mesh = self.generator_layout.mesh
+        engine = make_engine(self.config, model_config, self.shape.prompt, tokenizer, mesh=mesh, world=self.world)
+        self.pad_id = engine.pad_id
+        return engine
 
     def load(self, actor: TensorSource, reference: TensorSource | None) -> None:
         """Set the weights of actor, reference (where there is one; None: the actor's) and generator."""

@@ -18,8 +18,7 @@ from r1parallel.config.model import ModelConfig, load_model_config
 from r1parallel.config.schema import RunConfig
 from r1parallel.cpu_backend.enable import enable
 from r1parallel.errors import run_command
-from r1parallel.generation.engine import RolloutEngine
-from r1parallel.models.fused.operators import choose_operators
+from r1parallel.generation.make_engine import make_engine
 from r1parallel.models.parameters import transposed_weights, unallocated
 from r1parallel.monitor.memory import peak_resident_bytes
 from r1parallel.parallel.device import setup_device
@@ -106,9 +105,8 @@ def _reference(config: RunConfig, sizes: ModelConfig, world: CompileOnlyWorld) -
 def _generator(config: RunConfig, sizes: ModelConfig, world: CompileOnlyWorld) -> nn.Cell:
     generate = config.generate_config
     slots = generate.sampling_config.max_tokens = _slots(generate.parallel_config.model_parallel)
-    mesh, rows = layout_from_config(config, sizes, "generate", world.size).mesh, generate.infer_model_batch_size
-    operators = choose_operators(config.context.compute_dtype, trained=False)
-    return RolloutEngine(sizes, generate.sampling_config, rows, slots, [], 0, mesh, world, operators).model
+    mesh = layout_from_config(config, sizes, "generate", world.size).mesh
+    return make_engine(config, sizes, slots, tokenizer=None, mesh=mesh, world=world).model
 
 
 _FORWARD = {"ref": _reference, "generate": _generator}

@@ -43,7 +43,7 @@ def loss_weights(
 
 
 class TokenInputs(NamedTuple):
-    """What `PolicyLoss` is told of every target slot, float32 [R, K] each.
+    """Inputs of `PolicyLoss` for every target slot, float32 [R, K] each.
 
     Attributes:
         old: log-probs before the first update.
@@ -71,7 +71,7 @@ class TokenInputs(NamedTuple):
 
 
 class TokenValues(NamedTuple):
-    """What `PolicyLoss` says of every target slot, float32 [R, K] each."""
+    """Outputs of `PolicyLoss` for every target slot, float32 [R, K] each."""
 
     loss: np.ndarray
     logps: np.ndarray
@@ -132,6 +132,7 @@ class PolicyLoss(nn.Cell):
         self.has_kl = settings.beta > 0.0 and settings.kl_place == "loss"
         self.has_entropy = wants_entropy(settings)
         self.sequence_ratio, self.kl = SequenceRatio(), KL(settings)
+        self.position = {name: i for i, name in enumerate(TokenInputs._fields)}  # of an input among the parts
         self.split_inputs, self.split_logps = ops.Split(1, NUM_INPUTS), ops.Split(1, 2)
         self.zero, self.counts, self.select = ops.Mul(), ops.Greater(), ops.Select()
         self.old_difference, self.ratio, self.gain, self.smaller = ops.Sub(), ops.Exp(), ops.Mul(), ops.Minimum()
@@ -141,15 +142,16 @@ class PolicyLoss(nn.Cell):
         self.weigh, self.add, self.reward_entropy = ops.Mul(), ops.Add(), ops.Mul()
         self.join = ops.Concat(1)
 
-    def construct(self, tokens_RS: Tensor, row_data: Tensor, given: Tensor) -> Tensor:
+    def construct(self, tokens_RS: Tensor, row_data: Tensor, token_inputs: Tensor) -> Tensor:
         """Of every target slot six numbers, [R, 6·K]; `token_values` names them. Only the first is learned.
 
         Args:
             tokens_RS: int32.
             row_data: how the rows are filled, as `logps` takes it.
-            given: `TokenInputs.concatenated()`.
+            token_inputs: `TokenInputs.concatenated()`.
         """
-        old, ref, advantages, weights, policy_weights, kl_weights, sequences, shares = self.split_inputs(given)
+        parts, at = self.split_inputs(token_inputs), self.position
+        advantages, weights = parts[at["advantages"]], parts[at["weights"]]
         zero = self.zero(weights, 0.0)
         logps, entropy = self.logps(tokens_RS, row_data), zero
         if self.has_entropy:
@@ -157,22 +159,22 @@ class PolicyLoss(nn.Cell):
         inside = self.counts(weights, 0.0)
         # Past its end a row holds arbitrary numbers.
         logps = self.select(inside, logps, zero)
-        old = ops.stop_gradient(logps) if self.on_policy else self.select(inside, old, zero)
+        old = ops.stop_gradient(logps) if self.on_policy else self.select(inside, parts[at["old"]], zero)
         difference = self.old_difference(logps, old)
         if self.by_sequence:
-            difference = self.sequence_ratio(difference, sequences, shares)
+            difference = self.sequence_ratio(difference, parts[at["sequences"]], parts[at["shares"]])
         ratio = self.ratio(difference)
         policy, clipped = self.policy(ratio, advantages, logps)
-        loss = self.weigh(policy, policy_weights)
+        loss = self.weigh(policy, parts[at["policy_weights"]])
         kl = zero
         if self.has_kl:
-            kl = self.kl(logps, self.select(inside, ref, zero), ratio)
-            loss = self.add(loss, self.weigh(kl, kl_weights))
+            kl = self.kl(logps, self.select(inside, parts[at["ref"]], zero), ratio)
+            loss = self.add(loss, self.weigh(kl, parts[at["kl_weights"]]))
         if self.entropy_coef > 0.0:
             bonus = self.reward_entropy(self.select(inside, entropy, zero), -self.entropy_coef)
             loss = self.add(loss, self.weigh(bonus, weights))
-        said = (logps, ratio, kl, clipped, entropy)
-        return self.join((loss, *(ops.stop_gradient(x) for x in said)))
+        reported = (logps, ratio, kl, clipped, entropy)  # in the order of `TokenValues`
+        return self.join((loss, *(ops.stop_gradient(x) for x in reported)))
 
     def policy(self, ratio: Tensor, advantages: Tensor, logps: Tensor) -> tuple[Tensor, Tensor]:
         """The policy loss of every slot, and 1 where clipping changed it."""
