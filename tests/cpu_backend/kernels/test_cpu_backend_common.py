@@ -24,6 +24,7 @@ def test_common_headers_compute_what_plain_loops_do(tmp_path: Path, flags: list[
     program = tmp_path / "common_test"
     command = [COMPILER, "-std=c++17", *warnings, *flags, f"-I{KERNELS}", str(PROGRAM), "-o", str(program)]
     for step in (command, [str(program)]):
-        result = subprocess.run(step, capture_output=True, text=True, timeout=120, start_new_session=True)
+        # `timeout` ends the whole process group: g++ starts programs of its own.
+        result = subprocess.run(["timeout", "120", *step], capture_output=True, text=True, start_new_session=True)
         assert result.returncode == 0, result.stderr
     assert result.stdout == "ok\n"
