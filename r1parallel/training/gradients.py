@@ -11,7 +11,7 @@ from mindspore.parallel.nn import MicroBatchInterleaved, Pipeline
 
 from r1parallel.models.parameters import unallocated
 from r1parallel.parallel.device import has_fused_kernels
-from r1parallel.training.multi_tensor import AddToAll
+from r1parallel.training.multi_tensor import MultiTensorAdd
 
 _add_up = ops.MultitypeFuncGraph("add_up")
 _clear = ops.MultitypeFuncGraph("clear")
@@ -44,12 +44,12 @@ class Gradients(nn.Cell):
         self.gradient = ms.value_and_grad(loss, None, parameters)
         self.each = ops.HyperMap()
         self.is_fused, self.can_fuse = False, has_fused_kernels()  # see parallelize.py
-        self.add_to_all = AddToAll(len(parameters))
+        self.multi_tensor_add = MultiTensorAdd(len(parameters))
 
     def construct(self, *inputs: Tensor) -> Tensor:
         rows_BK, gradients = self.gradient(*inputs)
         if self.is_fused:
-            return ops.depend(rows_BK, self.add_to_all(*self.sums, *gradients))
+            return ops.depend(rows_BK, self.multi_tensor_add(*self.sums, *gradients))
         return ops.depend(rows_BK, self.each(_add_up, self.sums, gradients))
 
 

@@ -1,6 +1,6 @@
-"""Operators of the CPU backend over all tensors of an update; `cpu_backend/kernels/optimizer` has their kernels.
+"""Multi-tensor operators of the optimizer step, for the CPU backend; kernels: `cpu_backend/kernels/optimizer/`.
 
-An operator for each of some hundred tensors takes longer to compile than it takes to run.
+One operator takes all tensors: compiling one for each of some hundred tensors takes longer than running it.
 """
 
 from typing import Any
@@ -8,8 +8,8 @@ from typing import Any
 from mindspore.ops import PrimitiveWithInfer, prim_attr_register, signature
 
 
-class SquareSums(PrimitiveWithInfer):
-    """x_1 … x_P → Σ x² of each, fp32 [P], added up in float64.
+class MultiTensorSquareSum(PrimitiveWithInfer):
+    """x_1 … x_P → Σ x² of each, fp32 [P], accumulated in float64.
 
     Args:
         count: P.
@@ -28,7 +28,7 @@ class SquareSums(PrimitiveWithInfer):
         return types[0]
 
 
-class AddToAll(PrimitiveWithInfer):
+class MultiTensorAdd(PrimitiveWithInfer):
     """sum_i ← sum_i + x_i: (sum_1 … sum_P, x_1 … x_P) → 0, fp32 [1].
 
     Args:
@@ -54,15 +54,15 @@ class AddToAll(PrimitiveWithInfer):
         return types[0]
 
 
-class AdamOfAll(PrimitiveWithInfer):
+class MultiTensorAdamW(PrimitiveWithInfer):
     """m, v ← moments of g / divisor;  p ← p − lr·(m / (√v + eps) + decay·p);  g ← 0.
 
     (divisor, lr, per_lr, eps, p_1 … p_P, g_1 … g_P, m_1 … m_P, v_1 … v_P) → lr. The first four are fp32 scalars; the
     decay of a tensor is its own times per_lr.
 
     Args:
-        beta1, beta2: what the moments keep of themselves.
-        decays: of the P tensors.
+        beta1, beta2: decay rates of the moments.
+        decays: weight decay of each of the P tensors.
     """
 
     @prim_attr_register

@@ -15,7 +15,7 @@ from mindspore.ops.auto_generate import InplaceZero
 
 from r1parallel.config.schema import OptimizerConfig
 from r1parallel.parallel.device import has_fused_kernels
-from r1parallel.training.multi_tensor import AdamOfAll, SquareSums
+from r1parallel.training.multi_tensor import MultiTensorAdamW, MultiTensorSquareSum
 
 _MOMENTUM = 0.9
 
@@ -84,11 +84,11 @@ class SquaredNorms(nn.Cell):
     def __init__(self, sums: ParameterTuple):
         super().__init__(auto_prefix=False)
         self.sums, self.each, self.stack = sums, ops.HyperMap(), ops.Stack()
-        self.at_once = SquareSums(len(sums)) if has_fused_kernels() else None
+        self.multi_tensor = MultiTensorSquareSum(len(sums)) if has_fused_kernels() else None
 
     def construct(self) -> Tensor:
-        if self.at_once is not None:
-            return self.at_once(*self.sums)
+        if self.multi_tensor is not None:
+            return self.multi_tensor(*self.sums)
         return self.stack(self.each(_square_sum, self.sums))
 
 
@@ -115,15 +115,15 @@ class AdamW(nn.Cell):
         self.moments = {p.name: p for p in (*self.first_moments, *self.second_moments)}
         self.beta1, self.beta2 = config.adam_beta1, config.adam_beta2
         self.decay = tuple(config.weight_decay if decays(p.name) else 0.0 for p in parameters)
-        self.at_once = AdamOfAll(self.beta1, self.beta2, self.decay) if has_fused_kernels() else None
+        self.multi_tensor = MultiTensorAdamW(self.beta1, self.beta2, self.decay) if has_fused_kernels() else None
         self.adam, self.each, self.partial = ops.Adam(), ops.HyperMap(), ops.Partial()
 
     def construct(self, scale: Tensor, lr: Tensor, beta1_power: Tensor, beta2_power: Tensor, eps: Tensor) -> Tensor:
         """All arguments fp32 scalars; `scale` multiplies the sums (gradient clipping), `eps` is bias-corrected."""
-        if self.at_once is not None:
+        if self.multi_tensor is not None:
             ratio = ops.sqrt(1.0 - beta2_power) / (1.0 - beta1_power)
             tensors = (*self.parameters, *self.sums, *self.first_moments, *self.second_moments)
-            return self.at_once(1.0 / scale, lr * ratio, 1.0 / ratio, eps, *tensors)
+            return self.multi_tensor(1.0 / scale, lr * ratio, 1.0 / ratio, eps, *tensors)
         update = self.partial(_adamw, self.adam, self.beta1, self.beta2, scale, lr, beta1_power, beta2_power, eps)
         done = self.each(update, self.decay, self.parameters, self.sums, self.first_moments, self.second_moments)
         return ops.depend(lr, done)

@@ -43,9 +43,9 @@ extern "C" void r1parallel_register_fused() {
   Add<FlashAttentionForward>("FlashAttentionScore");
   Add<FlashAttentionBackward>("FlashAttentionScoreGrad");
   Add<Clear>("InplaceZero");
-  Add<SquareSums>("SquareSums");
-  Add<AddToAll>("AddToAll");
-  Add<AdamOfAll>("AdamOfAll");
+  Add<MultiTensorSquareSum>("MultiTensorSquareSum");
+  Add<MultiTensorAdd>("MultiTensorAdd");
+  Add<MultiTensorAdamW>("MultiTensorAdamW");
   Add<BlockForward>("BlockForward");
   Add<BlockBackward>("BlockBackward");
   Add<ChunkBlock>("ChunkBlock");

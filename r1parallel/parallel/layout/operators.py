@@ -24,7 +24,7 @@ _SCALAR: Strategy = ((),)
 
 # Operators that only rename dimensions get no strategy: the compiler follows their input. Nor do those that stand where
 # nothing is split; see `parallelize`.
-UNSPLIT = ("Reshape", "Cast", "BlockForward", "BlockBackward", "AddToAll")
+UNSPLIT = ("Reshape", "Cast", "BlockForward", "BlockBackward", "MultiTensorAdd")
 
 _ALL_HEADS: Strategy = ((DP, None, None, None),)  # [B, 1, S, D] and [B, 1, S, K]
 _BEHIND: Strategy = ((DP, None, TP, None),)  # [B, S, heads, D]

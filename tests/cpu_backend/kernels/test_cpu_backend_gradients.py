@@ -4,7 +4,7 @@ from kernel_runs import normal, run
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore.ops.auto_generate import InplaceZero
 
-from r1parallel.training.multi_tensor import AdamOfAll, AddToAll, SquareSums
+from r1parallel.training.multi_tensor import MultiTensorAdamW, MultiTensorAdd, MultiTensorSquareSum
 
 pytestmark = pytest.mark.usefixtures("fused_kernels")
 SHAPES = [(1,), (3, 5), (1031,), (1 << 16,), (257, 1024), (3, 65537)]  # shares and lines that come out even, and not
@@ -32,12 +32,12 @@ class AddTo(nn.Cell):
         return self.add(self.sum, x)
 
 
-class AddAll(nn.Cell):
+class AddMany(nn.Cell):
     """Adds to several Parameters."""
 
     def __init__(self, values):
         super().__init__()
-        self.sums, self.add = parameters("sum", values), AddToAll(len(values))
+        self.sums, self.add = parameters("sum", values), MultiTensorAdd(len(values))
 
     def construct(self, *xs):
         return self.add(*self.sums, *xs)
@@ -50,19 +50,19 @@ def parameters(kind, values):
 class Squares(nn.Cell):
     def __init__(self, values):
         super().__init__()
-        self.xs, self.sums = parameters("x", values), SquareSums(len(values))
+        self.xs, self.sums = parameters("x", values), MultiTensorSquareSum(len(values))
 
     def construct(self):
         return self.sums(*self.xs)
 
 
 class Adam(nn.Cell):
-    """One update of several tensors."""
+    """One optimizer step of several tensors."""
 
     def __init__(self, beta1, beta2, decays, *values):
         super().__init__()
         self.p, self.g, self.m, self.v = (parameters(kind, each) for kind, each in zip("pgmv", values, strict=True))
-        self.adam = AdamOfAll(beta1, beta2, decays)
+        self.adam = MultiTensorAdamW(beta1, beta2, decays)
 
     def construct(self, divisor, lr, per_lr, eps):
         return self.adam(divisor, lr, per_lr, eps, *self.p, *self.g, *self.m, *self.v)
@@ -107,7 +107,7 @@ def test_what_is_added_up_stays_in_its_place(shape):
 
 def test_what_is_added_to_many_stays_in_their_places():
     starts, xs, ys = (normal(number, *SHAPES) for number in range(3))
-    cell = AddAll(starts)
+    cell = AddMany(starts)
     assert run(cell, *xs).tolist() == run(cell, *ys).tolist() == [0.0]
     for total, start, x, y in zip(cell.sums, starts, xs, ys, strict=True):
         np.testing.assert_array_equal(total.asnumpy(), start + x + y)

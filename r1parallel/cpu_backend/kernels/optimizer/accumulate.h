@@ -19,7 +19,7 @@ inline void AddToSum(size_t begin, size_t end, const float *x, float *sum) {
 }
 
 // sum_1 … sum_P, x_1 … x_P: each sum becomes sum + x.
-class AddToAll : public Fused {
+class MultiTensorAdd : public Fused {
  public:
   bool Launch(const Tensors &inputs, const Tensors &, const Tensors &outputs) override {
     const size_t count = inputs.size() / 2;

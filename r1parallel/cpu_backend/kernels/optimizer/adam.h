@@ -12,7 +12,7 @@ namespace mindspore {
 namespace kernel {
 namespace r1parallel {
 // See `training/multi_tensor.py`. Every number is read and written once.
-class AdamOfAll : public Fused {
+class MultiTensorAdamW : public Fused {
  public:
   bool Init(const Tensors &inputs, const Tensors &outputs) override {
     beta1_ = GetValue<float>(primitive_->GetAttr("beta1"));

@@ -12,7 +12,7 @@ namespace mindspore {
 namespace kernel {
 namespace r1parallel {
 // x_1 … x_P → Σ x² of each.
-class SquareSums : public Fused {
+class MultiTensorSquareSum : public Fused {
  public:
   bool Launch(const Tensors &inputs, const Tensors &, const Tensors &outputs) override {
     const auto spans = Spans(inputs, 0, inputs.size(), kSpan);
