@@ -1,4 +1,4 @@
-"""A checkpoint that answers prompts: what generate and evaluate share."""
+"""Completions of a checkpoint outside of training, for the commands `generate` and `evaluate`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Whether two checkpoints compute the same: the logits of each on one prompt, in fp32."""
+"""Compare the fp32 logits of two checkpoints on one prompt."""
 
 import gc
 from collections.abc import Sequence

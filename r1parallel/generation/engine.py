@@ -35,7 +35,7 @@ _TOKENS = 4  # of a launch at most
 
 @dataclass
 class Completions:
-    """What N prompts were answered with. Slots past `lengths` hold the padding id and log-prob 0.
+    """Completions of N prompts. Slots past `lengths` hold the padding id and log-prob 0.
 
     Attributes:
         tokens: int32 [N, C]; the stop id that ended a completion is its last token.
@@ -166,7 +166,7 @@ class RolloutEngine:
         Args:
             prompts: N lists of ids, at most P long.
             seed: of the run.
-            samples: N numbers that name the samples; (seed, sample) decides what is drawn.
+            samples: N sample numbers; (seed, sample) determines the random numbers of a sample.
             progress: show a bar.
 
         Raises:

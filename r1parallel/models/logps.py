@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens, the one place where a loss or a KL term gets them from.
+"""Log-probabilities of tokens, for every loss and KL term.
 
 Shape letters: B rows, S slots of a row, P prompt slots, C completion slots, T slots and K targets of a packed row,
 X = 3·T + 2·K, c slots or targets of a chunk, R = B·c, H hidden, V vocabulary.

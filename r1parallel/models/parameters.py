@@ -1,4 +1,4 @@
-"""Values of a model's parameters: from a checkpoint, at random, or from another model in the same process.
+"""Read and set a model's parameters: from a checkpoint, at random, or from another model in the same process.
 
 Under a parallel layout a rank holds a slice of each parameter of its stage. MindSpore gives a Parameter the slice's
 shape when it compiles the graph; a full tensor set after that is accepted and silently wrong. So slices are set after
@@ -73,7 +73,7 @@ def same_parameters(one: nn.Cell, other: nn.Cell) -> bool:
 
 
 def share_parameters(source: nn.Cell, target: nn.Cell) -> None:
-    """Let `target`, a model of the same sizes, hold the very Parameters of `source`: what one learns, the other has."""
+    """Make `target`, a model of the same sizes, use the Parameters of `source`: from then on their weights are one."""
     cells = dict(target.cells_and_names())
     for path, theirs in source.cells_and_names():
         for attribute, parameter in list(theirs._params.items()):  # under the name that the Cell gives it

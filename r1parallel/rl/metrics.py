@@ -1,4 +1,4 @@
-"""The numbers that one step is judged by; `docs/metrics.md` says what each means."""
+"""Metrics of one step; `docs/metrics.md` defines each."""
 
 import numpy as np
 
@@ -42,7 +42,7 @@ def reward_errors(scores: Scores) -> dict[str, float]:
 
 
 def experience_metrics(experience: Experience, settings: RLConfig) -> dict[str, float]:
-    """What is learned from: advantages, the gap to the rollout and its correction."""
+    """Advantages, the gap between rollout and training log-probs, and its correction."""
     learned = experience.learned
     gap = rollout_gap(experience.old_logps, experience.rollout_logps, learned)
     metrics = {

@@ -1,4 +1,4 @@
-"""Actor, reference and generator of one run, and what one step does with them."""
+"""One GRPO step: rollout, rewards, log-probs, optimizer updates, weight sync."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -117,7 +117,7 @@ class Trainer:
 
     @property
     def graphs(self) -> int:
-        """Graphs that were compiled so far."""
+        """Number of graphs compiled so far."""
         forward = [self.actor.old_logps, self.reference.logps if self.reference is not None else None]
         return self.engine.graphs + self.train.graphs + sum(len(cell.compile_cache) for cell in forward if cell)
 

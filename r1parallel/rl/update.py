@@ -83,7 +83,7 @@ def update_batches(count: int, batch: int, iterations: int, seed: list[int]) -> 
 
 
 def token_inputs(experience: Experience, batch: Batch, settings: RLConfig, beta: float) -> TokenInputs:
-    """What the loss is told of an update; its denominators are taken over all of it."""
+    """Inputs of the loss for one update; its denominators are taken over the whole update."""
     slots, samples = experience.rollout_logps.shape[1], batch.samples
     weights = np.zeros(experience.rollout_logps.shape)
     lengths, counted = experience.lengths[samples], experience.counted[samples]

@@ -54,13 +54,13 @@ class WholeKVCacheBlock(Block):
 
     def __init__(self, config: ModelConfig, operators: Operators, attention: Attention):
         super().__init__(config, operators, attention)
-        self.at_once = self.operator(config.rms_norm_eps)
+        self.fused_block = self.operator(config.rms_norm_eps)
 
     def construct(self, x_TH: Tensor, geometry: tuple[Tensor, ...], slots: Tensor) -> Tensor:
         """As `Block`."""
         cos, sin, _, _, _ = geometry
         cache = self.attention.cache
-        return self.at_once(x_TH, slots, cos, sin, *weights(self), cache.key_cache, cache.value_cache)
+        return self.fused_block(x_TH, slots, cos, sin, *weights(self), cache.key_cache, cache.value_cache)
 
 
 class WholeTokenBlock(WholeKVCacheBlock):

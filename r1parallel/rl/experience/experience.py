@@ -1,4 +1,4 @@
-"""What one step learns from. Shape letters: N completions, S = P + C slots, P prompt slots, C completion slots."""
+"""The experience of one step. Shape letters: N completions, S = P + C slots, P prompt slots, C completion slots."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,7 +70,7 @@ def collect(
     prompt_length: int,
     pad_id: int,
 ) -> Experience:
-    """Prompts, completions and scores of all groups → experience; what log-probs are needed for is still 0."""
+    """Prompts, completions and scores of all groups → experience, in which log-probs and advantages are still 0."""
     prompt_tokens, starts = right_aligned(prompts, prompt_length, pad_id)
     slots = completions.logps.shape[1]
     penalties = overlong_penalties(completions.lengths, completions.stopped, slots, settings)
@@ -103,7 +103,7 @@ def _counted(scores_N: np.ndarray, stopped_N: np.ndarray, settings: RLConfig) ->
 
 
 def compute_advantages(experience: Experience, settings: RLConfig, beta: float) -> None:
-    """Fill in advantages and corrections; needs the log-probs that the settings ask for."""
+    """Fill in advantages and corrections, from rewards and the log-probs that the settings ask for."""
     penalties_NC = np.zeros(experience.inside.shape)
     if kl_in_reward(settings):
         old, ref = experience.old_logps, experience.ref_logps
@@ -117,10 +117,10 @@ def compute_advantages(experience: Experience, settings: RLConfig, beta: float) 
 
 
 def kl_in_reward(settings: RLConfig) -> bool:
-    """Whether the KL term is taken off the rewards."""
+    """Whether the KL penalty is subtracted from the rewards."""
     return settings.beta > 0.0 and settings.kl_place == "reward"
 
 
 def needs_old_logps(settings: RLConfig, updates: int) -> bool:
-    """Whether log-probs from before the first update are asked for: by the updates after it, KL or correction."""
+    """Whether old log-probs are needed: by later updates, by a KL penalty in the reward, or by a correction."""
     return updates > 1 or kl_in_reward(settings) or settings.rollout_correction != "none"

@@ -1,4 +1,4 @@
-"""From prompts to scored completions, and the search for groups that something can be learned from."""
+"""From prompts to scored completions, and dynamic sampling: groups that teach nothing are replaced."""
 
 from dataclasses import dataclass, replace
 
@@ -56,7 +56,7 @@ class Draw:
 
 
 class Rollout:
-    """Draws and scores the completions of a step.
+    """Samples and scores the completions of a step.
 
     Args:
         config: of the run.
@@ -120,7 +120,7 @@ class Rollout:
         return equal_groups(totals, self.group) | ~kept_rows(totals, self.group)[:: self.group]
 
     def _worth_drawing(self, missing: int) -> int:
-        """Prompts to draw for so many missing groups: as many as the generator's batches hold anyway."""
+        """How many prompts to draw for the missing groups: as many as the generator's batches hold anyway."""
         batches = -(-missing * self.group // self.engine.rows)
         return min(self.prompts_per_step, max(missing, batches * self.engine.rows // self.group))
 

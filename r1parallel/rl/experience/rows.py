@@ -1,4 +1,4 @@
-"""How completions stand in the rows of the training graph: one in a row, or several packed into one.
+"""Lays completions out in the rows of the training graph: one in a row, or several packed into one.
 
 Shape letters: N completions, P prompt slots, C completion slots, R graph rows, S tokens and K target slots of a row.
 """
@@ -16,12 +16,12 @@ _PADDING = -1  # segment of a slot that holds no token
 
 @dataclass(frozen=True)
 class GraphRows:
-    """Rows of the training graph and what their target slots mean.
+    """Rows of the training graph, and which token of which completion each target slot is.
 
     Attributes:
         tokens: int32 [R, S].
         row_data: int32, what the graph's log-probs take beside the tokens: a row's start, or its `SegmentMap`.
-        sample: int [R, K], which of the N completions a target slot belongs to; −1: it has no meaning.
+        sample: int [R, K], which of the N completions a target slot belongs to; −1: unused slot.
         token: int [R, K], which of that completion's tokens it is.
     """
 
@@ -32,15 +32,15 @@ class GraphRows:
 
     @property
     def used(self) -> np.ndarray:
-        """Bool [R, K]: target slots that mean something."""
+        """Bool [R, K]: target slots that hold a token of a completion."""
         return self.sample >= 0
 
     def take(self, values_NC: np.ndarray) -> np.ndarray:
-        """A number for each token of each completion → the numbers of the target slots, [R, K]; 0 without meaning."""
+        """Values of the completions' tokens → values of the target slots, [R, K]; 0 in unused slots."""
         return np.where(self.used, values_NC[self.sample, self.token], 0)
 
     def put(self, values_RK: np.ndarray, into_NC: np.ndarray) -> None:
-        """The reverse: writes the numbers of target slots to where they belong."""
+        """The reverse of `take`: write the values of used target slots to their tokens."""
         used = self.used
         into_NC[self.sample[used], self.token[used]] = values_RK[used]
 
@@ -87,7 +87,7 @@ class RowShape:
         return (3 * self.length + 2 * self.targets,) if self.pack_length else ()
 
     def rows(self, experience: Experience, samples: np.ndarray, multiple: int) -> GraphRows:
-        """The completions that `samples` names, in this order; filled up with rows without meaning.
+        """Rows of the completions in `samples`, in this order, padded with unused rows.
 
         Args:
             experience: holds them.
@@ -99,7 +99,7 @@ class RowShape:
 
 
 def _padded(shape: RowShape, experience: Experience, samples: np.ndarray, multiple: int) -> GraphRows:
-    """One completion in a row. A row without meaning repeats the first one's tokens."""
+    """One completion in a row. An unused row repeats the tokens of the first."""
     rows = -(-len(samples) // multiple) * multiple
     chosen = np.concatenate([samples, np.full(rows - len(samples), samples[0])])
     used = (np.arange(rows) < len(samples))[:, None] & experience.inside[chosen]
@@ -112,7 +112,7 @@ def _padded(shape: RowShape, experience: Experience, samples: np.ndarray, multip
 
 
 def _packed(shape: RowShape, experience: Experience, samples: np.ndarray, multiple: int) -> GraphRows:
-    """Prompts with their completions one behind the other, so many as a row holds; each prompt once in a row."""
+    """As many prompts as fit into a row, each once, followed by its completions."""
     begin = experience.starts[samples]
     prompts = [tuple(experience.tokens[n, start : shape.prompt]) for n, start in zip(samples, begin, strict=True)]
     bins = first_fit(prompts, experience.lengths[samples], shape.length, shape.targets)

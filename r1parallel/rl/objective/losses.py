@@ -1,6 +1,6 @@
-"""The loss of one update, all algorithms of it. Shape letters: R graph rows, K target slots of a row, N completions, C.
+"""The policy loss of all algorithms. Shape letters: R graph rows, K target slots of a row, N completions, C.
 
-Which formula is which paper's stands in `docs/algorithms.md`.
+`docs/algorithms.md` says which formula is from which paper.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from r1parallel.rl.objective.kl import KL
 def loss_weights(
     lengths_N: np.ndarray, counted_N: np.ndarray, completion_length: int, settings: RLConfig, max_tokens: int
 ) -> np.ndarray:
-    """What each token counts for, float64 [N, C]: every denominator of the loss, over all rows of one update.
+    """The loss weight of each token, float64 [N, C]: every denominator of the loss, over all rows of one update.
 
     The graph only sums, so the loss cannot depend on how the rows are cut into micro-batches, packed or spread over
     ranks. Rows that are not counted are in no denominator.
@@ -85,7 +85,7 @@ NUM_INPUTS, NUM_VALUES = len(TokenInputs._fields), len(TokenValues._fields)
 
 
 def token_values(rows: np.ndarray) -> TokenValues:
-    """The parts of what `PolicyLoss` gives, [R, 6·K]."""
+    """Split the output of `PolicyLoss`, [R, 6·K], into its fields."""
     return TokenValues(*np.split(rows, NUM_VALUES, axis=1))
 
 
@@ -143,7 +143,7 @@ class PolicyLoss(nn.Cell):
         self.join = ops.Concat(1)
 
     def construct(self, tokens_RS: Tensor, row_data: Tensor, token_inputs: Tensor) -> Tensor:
-        """Of every target slot six numbers, [R, 6·K]; `token_values` names them. Only the first is learned.
+        """Six values for every target slot, [R, 6·K]; `token_values` names them. Only the first has a gradient.
 
         Args:
             tokens_RS: int32.
