@@ -1,6 +1,6 @@
-"""Gradients of one update, added up over its micro-batches.
+"""Gradient accumulation over the micro-batches of one optimizer step.
 
-Shape letters: B rows of a micro-batch, N rows of an update, K numbers that a loss says of each row.
+Shape letters: B rows of a micro-batch, N rows of an optimizer step, K numbers that a loss returns for each row.
 """
 
 from typing import Any
@@ -32,8 +32,8 @@ class Gradients(nn.Cell):
     """Forward and backward of one micro-batch; its gradients are added to `sums`.
 
     Args:
-        loss: inputs → rows_BK; the sum of all its elements that have a gradient is the loss. What a token counts for
-            already holds every denominator, so adding up micro-batches gives the loss of the update.
+        loss: inputs → rows_BK; the sum of all its elements that have a gradient is the loss. The weight of a token
+            includes every denominator, so the sum over micro-batches is the loss of the optimizer step.
         parameters: what is trained.
         sums: one zero-initialised Parameter each.
     """
@@ -54,7 +54,7 @@ class Gradients(nn.Cell):
 
 
 class Placed(nn.Cell):
-    """A loss whose micro-batches may be added up: each row of what it gives stands at its place among N rows."""
+    """A loss whose micro-batches can be summed: each row of its result is at its place among N rows."""
 
     def __init__(self, loss: nn.Cell):
         super().__init__(auto_prefix=False)
@@ -66,13 +66,13 @@ class Placed(nn.Cell):
 
 
 class PipelineGradients(nn.Cell):
-    """Forward and backward of all micro-batches of an update, in MindSpore's pipeline schedule (1F1B).
+    """Forward and backward of all micro-batches of an optimizer step, in MindSpore's pipeline schedule (1F1B).
 
     Args:
         loss: a `Placed` loss.
         parameters: what is trained.
         sums: one zero-initialised Parameter each.
-        micro_batch_num: micro-batches of an update, which are cut from the rows of its inputs.
+        micro_batch_num: number of micro-batches, which are slices of the rows of its inputs.
         opt_shard: the optimizer's state is split over dp.
     """
 

@@ -1,8 +1,8 @@
-"""Optimizers on gradients that were added up before: the norm first, so that bad numbers stop the run.
+"""Optimizers on accumulated gradients: the norm first, so that a value that is not finite stops the run.
 
-These graphs see one rank's slices only. An update is made element by element, so no rank needs another's; only the norm
-is a sum over ranks, and `step.py` takes it. Loops over parameters are HyperMaps: one that is written out in `construct`
-takes ten times as long to compile.
+These graphs see one rank's slices only. The optimizer step is elementwise, so no rank needs another's slices; only the
+norm is a sum over ranks, which `step.py` computes. Loops over parameters are HyperMaps: a loop in `construct` takes
+ten times as long to compile.
 """
 
 from collections.abc import Sequence
@@ -97,12 +97,12 @@ class AdamW(nn.Cell):
 
     p ← p·(1 − lr·decay);  m, v ← moments;  p ← p − lr·(m / (1 − β1ᵗ)) / (√(v / (1 − β2ᵗ)) + eps).
     MindSpore's Adam operator adds eps before the bias correction of v; passing eps·√(1 − β2ᵗ) makes both the same.
-    Where the CPU has kernels, one operator makes the whole update. It corrects no bias itself: it is given
+    Where the CPU has kernels, one operator makes the whole step. It corrects no bias itself: it is given
     lr·√(1 − β2ᵗ) / (1 − β1ᵗ), and a decay that times this is lr·decay.
 
     Args:
         parameters: what is trained.
-        sums: the gradient sums; set to zero by the update.
+        sums: the gradient sums; set to zero by the step.
         config: betas, eps, weight decay.
     """
 
@@ -138,7 +138,7 @@ class Momentum(nn.Cell):
 
     Args:
         parameters: what is trained.
-        sums: the gradient sums; set to zero by the update.
+        sums: the gradient sums; set to zero by the step.
     """
 
     def __init__(self, parameters: Sequence[Parameter], sums: Sequence[Parameter]):

@@ -1,4 +1,4 @@
-"""The learning rate as a function of the update's number."""
+"""The learning rate schedule."""
 
 import math
 
@@ -6,7 +6,7 @@ from r1parallel.config.schema import LrScheduleConfig
 
 
 def learning_rate(schedule: LrScheduleConfig, update: int) -> float:
-    """Learning rate of update `update` (from 0): linear warm-up to lr, then cosine, linear or no decay to min_lr.
+    """Learning rate of optimizer step `update` (from 0): linear warm-up to lr, then decay to min_lr.
 
     Cosine as in Loshchilov and Hutter 2017, one period, no restart.
     """

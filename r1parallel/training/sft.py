@@ -42,7 +42,7 @@ from r1parallel.training.step import TrainStep
 
 
 class SFTLoss(nn.Cell):
-    """−Σ weight · logp, with weight = 1 / (answer tokens of the whole update)."""
+    """−Σ weight · logp, with weight = 1 / (answer tokens of the whole optimizer step)."""
 
     def __init__(self, logps: CompletionLogps):
         super().__init__(auto_prefix=False)
@@ -120,7 +120,7 @@ class SFTTrainer:
         return np.concatenate([tokens, answers], axis=1), starts, mask.astype(np.float32)
 
     def update(self, number: int) -> dict[str, float]:
-        """Update number `number` (from 0)."""
+        """Optimizer step `number` (from 0); its metrics."""
         indices = self.order.indices(number)
         tokens, starts, mask = self.batch(self.rows, indices)
         weights = (mask / mask.sum(dtype=np.float64)).astype(np.float32)

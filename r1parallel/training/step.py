@@ -1,4 +1,4 @@
-"""One optimizer update: gradients of micro-batches are added up, judged, then applied; on one rank or on many."""
+"""One optimizer step: gradients are accumulated over micro-batches, checked and applied, on one rank or on many."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -33,7 +33,7 @@ class TrainStep:
         examples: inputs of `loss` for `micro_batch_num` micro-batches, [N, …] each; only shapes and types matter.
 
     Attributes:
-        rows: of one launch: a micro-batch, or with pipeline stages N. An update takes any multiple of them.
+        rows: of one launch: a micro-batch, or with pipeline stages N. An optimizer step takes any multiple of them.
     """
 
     def __init__(
@@ -82,13 +82,13 @@ class TrainStep:
             self.optimizer.compile(*(scalar(1.0),) * 5)
 
     def accumulate(self, *inputs: np.ndarray) -> np.ndarray:
-        """Add up the gradients of one update.
+        """Accumulate the gradients of one optimizer step.
 
         Args:
             inputs: of the loss, the same on every rank: [N, …] each, N a multiple of `rows`.
 
         Returns:
-            What the loss says of each row, [N, K]; the same on every rank.
+            What the loss returns for each row, [N, K]; the same on every rank.
         """
         assert all(len(x) % self.rows == 0 for x in inputs), [len(x) for x in inputs]
         with waiting("gradients"):
@@ -98,7 +98,7 @@ class TrainStep:
         return all_gather(self._world, rows_NK, "what the last stage says of each row")[-1]
 
     def apply(self, lr: float, loss: float, where: str) -> float:
-        """Update the parameters with what was added up; returns the gradient norm before clipping.
+        """Update the parameters with the accumulated gradients; returns the gradient norm before clipping.
 
         Args:
             lr: learning rate.
