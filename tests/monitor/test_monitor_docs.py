@@ -24,13 +24,9 @@ def test_every_metric_that_a_step_names_is_documented():
     """Names as they stand in the code that makes them; `_spread` adds the ends of a range."""
     folder = Path(__file__).parents[2] / "r1parallel" / "rl"
     code = "".join((folder / name).read_text(encoding="utf-8") for name in ("metrics.py", "trainer.py"))
-    refill = (
-        (folder / "experience" / "rollout.py")
-        .read_text(encoding="utf-8")
-        .split("def refill")[1]
-        .split("def _useless")[0]
-    )
-    names = set(re.findall(r'metrics\["(\w+)"\]|^ +"(\w+)":|_spread\("(\w+)"', code + refill, re.MULTILINE))
+    rollout = (folder / "experience" / "rollout.py").read_text(encoding="utf-8")
+    refill = rollout.split("def refill")[1].split("def _useless")[0]
+    names = set(re.findall(r'metrics\["(\w+)"\]|[{ ]"(\w+)": |_spread\("(\w+)"', code + refill, re.MULTILINE))
     names = {next(filter(None, found)) for found in names}
     assert {"loss", "beta", "refill_tokens", "entropy", "advantage", "learned_fraction", "reward_failures"} <= names
     documented = set(re.findall(r"`(\w+)`", PAGE))
