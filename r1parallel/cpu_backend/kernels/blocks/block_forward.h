@@ -82,7 +82,7 @@ class BlockForward : public RowsBlock {
     const float *x = Numbers(inputs[kX]);
     const Kept kept = Parts(Numbers(outputs[1]));
     Buffers scratch(Numbers(workspace[0]));
-    float *inverse = scratch.Next(tokens_), *gated = scratch.Next(0);  // in the place of what is not needed any more
+    float *inverse = scratch.Next(tokens_), *gated = scratch.Next(0);  // overwrites what is no longer needed
     const Normed normed{inverse, scratch.Next(tokens_ * hidden_)};
     const Projected projected{scratch.Next(tokens_ * hidden_), scratch.Next(tokens_ * kv_width_), kept.value};
     Project(inputs, x, normed, projected);

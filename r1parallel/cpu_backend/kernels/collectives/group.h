@@ -136,9 +136,9 @@ inline void ReduceShares(const Group &group, TypeId type, const std::string &op,
   parts[group.rank()] = input + begins[group.rank()] * item;
   group.ForEachPair([&](size_t to, size_t from) {
     group.Send(input + begins[to] * item, (begins[to + 1] - begins[to]) * item, to);
-    char *place = received.data() + from * count * item;
-    group.Receive(place, count * item, from);
-    parts[from] = place;
+    char *share = received.data() + from * count * item;
+    group.Receive(share, count * item, from);
+    parts[from] = share;
   });
   FoldAs(type, op, parts, result, count);
 }
