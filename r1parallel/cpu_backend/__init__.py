@@ -1,0 +1,1 @@
+"""What the CPU target of MindSpore lacks: collectives, kernels of fused operators."""

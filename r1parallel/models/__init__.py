@@ -1,0 +1,1 @@
+"""Qwen2.5 as Cells, without a line of parallel code."""

@@ -1,1 +1,1 @@
-"""Watching a run: metrics, phase times, sampled completions, host memory, and the report made of them."""
+"""Watching a run: metrics, phase times, samples, memory, and the report made of them."""

@@ -1,0 +1,1 @@
+"""GRPO and its family: experience, losses, and the step that ties the models together."""

@@ -14,7 +14,6 @@ _PPO = "mindrlhf reads it for PPO; its GRPO does not use it either"
 _VLLM = "there is no vLLM here; the generator is r1parallel's own"
 _LAYOUTS = ("actor_config", "ref_config", "generate_config")
 _COMMUNICATION = "the backward pass does not repeat communication"
-_NO_CACHE = "every run compiles its graphs"
 _GENERATOR = "the generator takes the actor's weights"
 _FORMAT = "the format of a checkpoint is read from its files"
 _PARALLEL = "the number of processes decides"
@@ -37,7 +36,8 @@ KEYS: Table = {
     "rl_config.load_ckpt_format": Fate((), _FORMAT),
     "rl_config.save_ckpt_format": only(("safetensors",), "checkpoints are safetensors; tools convert them"),
     "rl_config.parallel_mode": Fate((), "operators are laid out by r1parallel"),
-    **without_meaning(_NO_CACHE, "rl_config.enable_compile_cache", "rl_config.compile_cache_path"),
+    "rl_config.enable_compile_cache": renamed("context.compile_cache"),
+    "rl_config.compile_cache_path": Fate((), "compiled graphs are kept in the user's cache folder, XDG_CACHE_HOME"),
     "rl_config.save_data_file": Fate((), "a step's completions are not written as MindRecord; samples are in the run"),
     "rl_config.pack_num": Fate((), "pack_length limits a packed row, however many completions it holds"),
     "rl_config.packing_sample_length": renamed("rl_config.pack_length"),
@@ -168,7 +168,7 @@ FLAGS: dict[str, Flag] = {
     "save_data_file": Flag(KEYS["rl_config.save_data_file"]),
     "save_ckpt_dir": Flag(renamed("actor_config.save")),
     "use_parallel": Flag(Fate((), _PARALLEL)),
-    "enable_compile_cache": Flag(Fate((), _NO_CACHE)),
+    "enable_compile_cache": Flag(renamed("context.compile_cache")),
     "pre_num_generations": Flag(
         Fate((), "it shapes mindrlhf's trial compilation; rl_config.num_generations is the group")
     ),
